@@ -1,0 +1,1 @@
+"""Pure tensor mathematics of FusedID: no ComfyUI, no diffusers, no face library."""

@@ -1,0 +1,103 @@
+"""Keys and values of reference faces, kept between steps, seeds, prompts and runs.
+
+Bounded in MiB, least recently used first out. The key names everything the values depend on, so an entry is never
+stale; what no longer occurs ages out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFeatures:
+    """What one reference contributes at one site: keys and values `[1, N, C]`, N tokens of an (h, w) grid."""
+
+    key: Tensor
+    value: Tensor
+    num_trained: int
+    """Tokens this site had per reference in training (the N_trained of the length term)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceFeatures:
+    """All sites of one reference: LDM path -> features."""
+
+    layers: dict[str, LayerFeatures]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(t.numel() * t.element_size() for f in self.layers.values() for t in (f.key, f.value))
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a report shows."""
+
+    entries: int
+    mib: float
+    budget_mib: float
+    hits: int
+    misses: int
+
+
+class ReferenceCache:
+    """LRU of `ReferenceFeatures`, bounded in MiB. Thread-safe.
+
+    An entry larger than the whole budget is computed and handed out but not kept: the run that asked holds it.
+    """
+
+    def __init__(self, budget_mib: float) -> None:
+        self._entries: OrderedDict[Hashable, ReferenceFeatures] = OrderedDict()
+        self._lock = threading.RLock()
+        self._budget = budget_mib * MIB
+        self._hits = 0
+        self._misses = 0
+
+    def get(self, key: Hashable, compute: Callable[[], ReferenceFeatures]) -> ReferenceFeatures:
+        """The entry for `key`, computed if absent."""
+        with self._lock:
+            if key in self._entries:
+                self._hits += 1
+                self._entries.move_to_end(key)
+                return self._entries[key]
+            self._misses += 1
+        features = compute()
+        with self._lock:
+            self._entries[key] = features
+            self._shrink()
+        return features
+
+    def set_budget(self, budget_mib: float) -> None:
+        """Changes the bound; entries over it leave at once."""
+        with self._lock:
+            self._budget = budget_mib * MIB
+            self._shrink()
+
+    def drop(self, matches: Callable[[Hashable], bool]) -> int:
+        """Forgets every entry whose key matches; returns how many."""
+        with self._lock:
+            gone = [key for key in self._entries if matches(key)]
+            for key in gone:
+                del self._entries[key]
+        return len(gone)
+
+    def stats(self) -> CacheStats:
+        """Counts for the self-check report."""
+        with self._lock:
+            used = sum(entry.num_bytes for entry in self._entries.values()) / MIB
+            return CacheStats(len(self._entries), used, self._budget / MIB, self._hits, self._misses)
+
+    def _shrink(self) -> None:
+        used = sum(entry.num_bytes for entry in self._entries.values())
+        while self._entries and used > self._budget:
+            _, oldest = self._entries.popitem(last=False)
+            used -= oldest.num_bytes

@@ -1,0 +1,252 @@
+"""Fused cross-attention: one softmax over text and face keys (METHOD 1.1, face fusion eqs. 1-7).
+
+Legend: B rows, Q queries, T text keys, N face keys, K all keys, h heads, d head width, C = h*d channels.
+
+Additive score terms (strength, length, soft borders) travel in extra head channels: the query carries one factor, the
+key the other, and their product is the term. So no attention kernel ever needs a mask: flash, sage and xformers all
+compute the same thing. `naive.py` holds the same formula with a dense mask, written for reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .routing import Region, everywhere
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""`attend(q [B,Q,C], k [B,K,C], v [B,K,C], heads) -> [B,Q,C]`, scores scaled by 1/sqrt(C/heads)."""
+
+LENGTH_MODES = ("balanced", "paper")
+COMBINE_MODES = ("fused", "decoupled")
+CHANNEL_MULTIPLE = 8  # head widths that tensor cores like
+
+
+@dataclass(frozen=True, eq=False)
+class FaceKeys:
+    """Keys and values of one reference at one layer.
+
+    key, value: `[1 or B, N, C]`, projected by the adapter (K_f = W_kf h_f, V_f = W_vf h_f).
+    identity: whose reference this is. log_weight: log of the reference's weight plus its length term.
+    """
+
+    key: Tensor
+    value: Tensor
+    identity: int = 0
+    log_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class FaceControls:
+    """What a user may turn. The defaults are the paper.
+
+    strength: factor on the face keys' share of the softmax (fused) or on the added branch (decoupled); > 0.
+    key_strength, value_strength: factors on K_f and V_f. scale: the `a` of METHOD 1.1, on all scores.
+    """
+
+    strength: float = 1.0
+    key_strength: float = 1.0
+    value_strength: float = 1.0
+    scale: float = 1.0
+
+
+PAPER = FaceControls()
+
+
+def sdpa_attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """PyTorch's kernel behind the `Attend` signature."""
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+def length_term(mode: str, *, num_tokens: int, num_references: int, num_trained: int) -> float:
+    """`length(N_r)` of METHOD 1.1: 0 (`paper`) or -log(N_r * references / N_trained) (`balanced`)."""
+    if mode == "paper":
+        return 0.0
+    if mode != "balanced":
+        raise ValueError(f"unknown length mode {mode!r}; known: {', '.join(LENGTH_MODES)}")
+    return -math.log(num_tokens * num_references / num_trained)
+
+
+def fused_attention(
+    q: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    faces: Sequence[FaceKeys],
+    *,
+    heads: int,
+    attend: Attend = sdpa_attend,
+    regions: Sequence[Region] | None = None,
+    controls: FaceControls = PAPER,
+) -> Tensor:
+    """softmax(M + a Q K'^T / sqrt(d)) V' with K' = [K_c; K_f^1; ...; K_f^R] (METHOD 1.1).
+
+    Receives: q `[B, Q, C]`, text_key and text_value `[B, T, C]`, faces, regions from `routing.route` (None: every
+    query sees every face). Returns: `[B, Q, C]` in q's dtype. A region sees all text keys, or the span it names.
+    """
+    log_strength = math.log(controls.strength)
+
+    def region_output(q_region: Tensor, region: Region) -> Tensor:
+        visible = [face for face in faces if face.identity in region.identities]
+        text = slice(*region.text) if region.text else slice(None)
+        keys = [text_key[:, text], *(_rows(face.key, q, controls.key_strength) for face in visible)]
+        values = [text_value[:, text], *(_rows(face.value, q, controls.value_strength) for face in visible)]
+        terms = [0.0, *(face.log_weight + log_strength for face in visible)]
+        columns = [None, *(region.identities.index(face.identity) for face in visible)]
+        return _attend_with_terms(q_region, keys, values, terms, columns, region.log_weight, heads, attend)
+
+    return _by_region(_scaled(q, controls.scale), regions or everywhere(_count(faces)), region_output)
+
+
+def decoupled_attention(
+    q: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    faces: Sequence[FaceKeys],
+    *,
+    heads: int,
+    attend: Attend = sdpa_attend,
+    regions: Sequence[Region] | None = None,
+    controls: FaceControls = PAPER,
+) -> Tensor:
+    """IP-Adapter's form, for comparison: two softmaxes, outputs added, `strength` times the face branch.
+
+    Arguments and result as `fused_attention`.
+    """
+    no_faces: Sequence[FaceKeys] = ()
+    text = fused_attention(
+        q, text_key, text_value, no_faces, heads=heads, attend=attend, regions=regions, controls=controls
+    )
+    return text + face_branch(q, faces, heads=heads, attend=attend, regions=regions, controls=controls)
+
+
+def face_branch(
+    q: Tensor,
+    faces: Sequence[FaceKeys],
+    *,
+    heads: int,
+    attend: Attend = sdpa_attend,
+    regions: Sequence[Region] | None = None,
+    controls: FaceControls = PAPER,
+) -> Tensor:
+    """The added branch of `decoupled_attention`: `strength` * softmax(M_f + a Q K_f^T / sqrt(d)) V_f.
+
+    A query that sees no face gets zero. In a soft border the branch fades with the largest weight there.
+    """
+
+    def region_output(q_region: Tensor, region: Region) -> Tensor:
+        visible = [face for face in faces if face.identity in region.identities]
+        if not visible:
+            return torch.zeros_like(q_region)
+        keys = [_rows(face.key, q, controls.key_strength) for face in visible]
+        values = [_rows(face.value, q, controls.value_strength * controls.strength) for face in visible]
+        terms = [face.log_weight for face in visible]
+        columns = [region.identities.index(face.identity) for face in visible]
+        out = _attend_with_terms(q_region, keys, values, terms, columns, region.log_weight, heads, attend)
+        if region.log_weight is None:
+            return out
+        return out * region.log_weight.exp().amax(1, keepdim=True).to(out)
+
+    return _by_region(_scaled(q, controls.scale), regions or everywhere(_count(faces)), region_output)
+
+
+def _count(faces: Sequence[FaceKeys]) -> int:
+    return 1 + max((face.identity for face in faces), default=-1)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
+
+
+def _rows(face_NC: Tensor, q: Tensor, factor: float) -> Tensor:
+    """The face's tensor for every row of q, in q's dtype and on q's device."""
+    return _scaled(face_NC.to(q), factor).expand(q.shape[0], -1, -1)
+
+
+def _by_region(q: Tensor, regions: Sequence[Region], region_output: Callable[[Tensor, Region], Tensor]) -> Tensor:
+    if len(regions) == 1 and regions[0].queries is None:
+        return region_output(q, regions[0])
+    out = torch.empty_like(q)
+    for region in regions:
+        assert region.queries is not None
+        out = out.index_copy(1, region.queries, region_output(q.index_select(1, region.queries), region))
+    return out
+
+
+def _attend_with_terms(
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    terms: Sequence[float],
+    columns: Sequence[int | None],
+    log_weight_QI: Tensor | None,
+    heads: int,
+    attend: Attend,
+) -> Tensor:
+    """One softmax over all keys, each group of keys with its constant term and, in soft borders, its column."""
+    k, v = torch.cat(list(keys), dim=1), torch.cat(list(values), dim=1)
+    shift = terms[0] if all(term == terms[0] for term in terms) else None
+    if shift is not None and log_weight_QI is None:  # equal terms cancel in the softmax
+        return attend(q, k, v, heads)
+    lengths = [key.shape[1] for key in keys]
+    key_terms = torch.cat([q.new_full((n,), t, dtype=torch.float32) for n, t in zip(lengths, terms)])
+    q_factors, k_factors = [q.new_ones(q.shape[1], 1, dtype=torch.float32)], [key_terms[:, None]]
+    if log_weight_QI is not None:
+        membership = _membership(lengths, columns, log_weight_QI.shape[1], device=q.device)
+        q_factors.append(log_weight_QI.to(q.device, torch.float32))
+        k_factors.append(membership)
+    return attend_with_factors(q, k, v, torch.cat(q_factors, 1), torch.cat(k_factors, 1), heads, attend)
+
+
+def _membership(lengths: Sequence[int], columns: Sequence[int | None], num: int, device: torch.device) -> Tensor:
+    """`[K, num]`: 1 where the key belongs to the column's identity."""
+    member = torch.zeros(sum(lengths), num, device=device)
+    start = 0
+    for length, column in zip(lengths, columns):
+        if column is not None:
+            member[start : start + length, column] = 1.0
+        start += length
+    return member
+
+
+def attend_with_factors(
+    q: Tensor, k: Tensor, v: Tensor, q_QF: Tensor, k_KF: Tensor, heads: int, attend: Attend
+) -> Tensor:
+    """Attention with scores q k^T / sqrt(d) + q_QF k_KF^T: the factors ride in extra head channels."""
+    d = q.shape[-1] // heads
+    extra_q, extra_k = _split_precision(q_QF, k_KF, q.dtype)
+    width = -(-(d + extra_q.shape[1]) // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
+    grow = math.sqrt(width)  # undoes the kernel's 1/sqrt(width) for the extra channels
+    balance = 2.0 ** round(math.log2(math.sqrt(grow)))  # a power of two: exact, and keeps both factors moderate
+    q = _append(q * math.sqrt(width / d), extra_q * (grow / balance), heads, width)
+    k = _append(k, extra_k * balance, heads, width)
+    v = _append(v, None, heads, width)
+    out = attend(q, k, v, heads)
+    return rearrange(out, "b n (h w) -> b n h w", h=heads)[..., :d].flatten(2)
+
+
+def _split_precision(q_QF: Tensor, k_KF: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Each factor as a coarse part exact in `dtype` plus the remainder, so that half precision loses nothing."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return q_QF, k_KF
+    q_high, k_high = q_QF.to(dtype).float(), k_KF.to(dtype).float()
+    return torch.cat([q_high, q_high, q_QF - q_high], 1), torch.cat([k_high, k_KF - k_high, k_high], 1)
+
+
+def _append(x: Tensor, extra_NF: Tensor | None, heads: int, width: int) -> Tensor:
+    heads_x = rearrange(x, "b n (h d) -> b n h d", h=heads)
+    b, n, _, d = heads_x.shape
+    parts = [heads_x]
+    used = d
+    if extra_NF is not None:
+        parts.append(extra_NF.to(x)[None, :, None, :].expand(b, n, heads, -1))
+        used += extra_NF.shape[1]
+    if used < width:
+        parts.append(x.new_zeros(()).expand(b, n, heads, width - used))
+    return torch.cat(parts, dim=-1).flatten(2)

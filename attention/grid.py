@@ -1,0 +1,108 @@
+"""From masks in image space to weights per query token, at every level of a UNet.
+
+Legend: I identities, H W image pixels, h w token grid, Q = h*w query tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LATENT_SCALE = 8  # image pixels per latent pixel, SD1.5 and SDXL alike
+
+
+def halve(size: int) -> int:
+    """Size after one stride-2, padding-1, kernel-3 convolution: the UNet rounds odd sizes up."""
+    return (size + 1) // 2
+
+
+def grid_at_level(latent_hw: tuple[int, int], level: int) -> tuple[int, int]:
+    """Token grid (h, w) after `level` downsamplings of a latent of size `latent_hw`.
+
+    Integer arithmetic only: for a 45x128 latent, two levels down, the truth is 12x32 and no square root finds it.
+    """
+    h, w = latent_hw
+    for _ in range(level):
+        h, w = halve(h), halve(w)
+    return h, w
+
+
+def levels_between(full_hw: tuple[int, int], grid_hw: tuple[int, int], most: int = 8) -> int:
+    """Number of downsamplings that lead from `full_hw` to `grid_hw`.
+
+    Raises ValueError when no number does (a host that pads or crops between the levels).
+    """
+    for level in range(most + 1):
+        if grid_at_level(full_hw, level) == tuple(grid_hw):
+            return level
+    raise ValueError(
+        f"a token grid of {grid_hw[0]}x{grid_hw[1]} does not follow from a latent of {full_hw[0]}x{full_hw[1]} by "
+        "halving; this model is not an SD1.5 or SDXL UNet"
+    )
+
+
+def masks_to_tokens(masks_IHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Share of every token cell that each mask covers.
+
+    Receives: masks `[I, H, W]` in [0, 1], grid `(h, w)`.
+    Returns: `[I, h*w]` in [0, 1], float32. Cells are averaged over their exact area when the grid is coarser than the
+    mask and interpolated when it is finer.
+    """
+    masks = masks_IHW.float()
+    h, w = grid_hw
+    if masks.shape[-2] >= h and masks.shape[-1] >= w:
+        tokens = F.adaptive_avg_pool2d(masks[None], (h, w))[0]
+    else:
+        tokens = F.interpolate(masks[None], size=(h, w), mode="bilinear", align_corners=False)[0]
+    return tokens.flatten(1).clamp(0.0, 1.0)
+
+
+def crop_masks(masks_IHW: Tensor, full_hw: tuple[int, int], area: tuple[int, int, int, int]) -> Tensor:
+    """The part of image-space masks that an area of the latent shows.
+
+    Receives: masks `[I, H, W]`; the whole latent's size `full_hw`; `area` = (height, width, y, x) in latent pixels
+    (ComfyUI's order). Returns: masks `[I, height, width]` at latent resolution.
+    """
+    height, width, y, x = area
+    latent = masks_to_tokens(masks_IHW, full_hw).unflatten(1, full_hw)
+    return latent[:, y : y + height, x : x + width]
+
+
+def exclusive_tokens(coverage_IQ: Tensor) -> Tensor:
+    """Hard ownership: every token belongs to one identity or to the background (METHOD 1.4).
+
+    Receives: coverage `[I, Q]` in [0, 1] from `masks_to_tokens`. Returns: `[I, Q]` of zeros and ones.
+
+    A token goes to the identity that covers most of it, if that is at least half of the cell. An identity whose mask
+    covers something but wins no token takes the token it covers most: a face never vanishes, however small.
+    """
+    owner_Q, background = _owners(coverage_IQ)
+    owned = torch.zeros_like(coverage_IQ)
+    owned.scatter_(0, owner_Q[None], (~background).to(owned.dtype)[None])
+    for i in _vanished(coverage_IQ, owned):
+        _give_one_token(owned, coverage_IQ, i)
+    return owned
+
+
+def _owners(coverage_IQ: Tensor) -> tuple[Tensor, Tensor]:
+    best, owner = coverage_IQ.max(dim=0)
+    return owner, best < 0.5
+
+
+def _vanished(coverage_IQ: Tensor, owned_IQ: Tensor) -> list[int]:
+    lost = (coverage_IQ.sum(1) > 0) & (owned_IQ.sum(1) == 0)
+    # The faintest identity chooses last, so that the outcome does not depend on the order of the identities.
+    order = coverage_IQ.amax(1).argsort(descending=True, stable=True)
+    return [int(i) for i in order if bool(lost[i])]
+
+
+def _give_one_token(owned_IQ: Tensor, coverage_IQ: Tensor, i: int) -> None:
+    counts = owned_IQ.sum(1)
+    holder = owned_IQ.argmax(0)
+    free = (owned_IQ.sum(0) == 0) | (counts[holder] > 1)  # never take another identity's last token
+    if not bool(free.any()):
+        return
+    token = int(torch.where(free, coverage_IQ[i], coverage_IQ.new_tensor(-1.0)).argmax())
+    owned_IQ[:, token] = 0
+    owned_IQ[i, token] = 1

@@ -1,0 +1,67 @@
+"""METHOD 1.1-1.4 as it is written, with a dense mask: for reading and for testing `fusion.py`, not for speed.
+
+Legend: B rows, Q queries, T text keys, N face keys of one reference, K = T + all N, h heads, d head width, I people.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .fusion import PAPER, FaceControls, FaceKeys
+
+
+def naive_fused_attention(
+    q: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    faces: Sequence[FaceKeys],
+    *,
+    heads: int,
+    weights_IQ: Tensor | None = None,
+    controls: FaceControls = PAPER,
+) -> Tensor:
+    """out = softmax(M + a Q K'^T / sqrt(d)) V'. Shapes as `fusion.fused_attention`; weights from `token_weights`."""
+    keys = [text_key] + [controls.key_strength * face.key.expand(q.shape[0], -1, -1) for face in faces]
+    values = [text_value] + [controls.value_strength * face.value.expand(q.shape[0], -1, -1) for face in faces]
+    terms = [torch.zeros(q.shape[1], text_key.shape[1])]
+    terms += [math.log(controls.strength) + _face_terms(face, q.shape[1], weights_IQ) for face in faces]
+    return _softmax_attention(q, torch.cat(keys, 1), torch.cat(values, 1), torch.cat(terms, 1), heads, controls.scale)
+
+
+def naive_decoupled_attention(
+    q: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    faces: Sequence[FaceKeys],
+    *,
+    heads: int,
+    weights_IQ: Tensor | None = None,
+    controls: FaceControls = PAPER,
+) -> Tensor:
+    """Two softmaxes: the text's, plus strength times the faces' (zero where no face may be seen)."""
+    no_terms = torch.zeros(q.shape[1], text_key.shape[1])
+    text = _softmax_attention(q, text_key, text_value, no_terms, heads, controls.scale)
+    k = torch.cat([controls.key_strength * face.key.expand(q.shape[0], -1, -1) for face in faces], 1)
+    v = torch.cat([controls.value_strength * face.value.expand(q.shape[0], -1, -1) for face in faces], 1)
+    M = torch.cat([_face_terms(face, q.shape[1], weights_IQ) for face in faces], 1)
+    face = torch.nan_to_num(_softmax_attention(q, k, v, M, heads, controls.scale))  # a row of -inf sees nothing
+    fade = torch.ones(q.shape[1]) if weights_IQ is None else weights_IQ.amax(0)
+    return text + controls.strength * fade[None, :, None].to(q) * face
+
+
+def _face_terms(face: FaceKeys, num_queries: int, weights_IQ: Tensor | None) -> Tensor:
+    """`[Q, N]`: log weight + length of the reference, plus route_i(q) = log w_i(q)."""
+    route = torch.zeros(num_queries) if weights_IQ is None else weights_IQ[face.identity].log()
+    return (face.log_weight + route)[:, None].expand(-1, face.key.shape[1])
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, M_QK: Tensor, heads: int, scale: float) -> Tensor:
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+    scores = scale * torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    attention = torch.softmax(M_QK.to(scores) + scores, dim=-1)
+    return rearrange(torch.einsum("bhqk,bhkd->bhqd", attention, v), "b h n d -> b n (h d)")

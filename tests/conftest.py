@@ -1,0 +1,106 @@
+"""Fixtures: shared assets, the real ComfyUI in this process, the pack as ComfyUI loads it, small models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "host"))  # last, so that nothing there can shadow a real module
+
+import comfy_host  # noqa: E402
+import cpu_torch  # noqa: E402
+import live_server  # noqa: E402
+import small_models as small_models_module  # noqa: E402
+
+cpu_torch.install()
+host_tests: set[str] = set()
+"""Node ids of the collected host tests; a report's keywords would also match the folder's name."""
+
+
+def find_assets() -> Path | None:
+    """The folder of real face models and photos: FUSEDID_ASSETS, else ../shared/assets beside the repository."""
+    folder = Path(os.environ.get("FUSEDID_ASSETS", ROOT.parent / "shared" / "assets"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder with `insightface/models`, `models` and `faces`; skips when it is absent."""
+    folder = find_assets()
+    if folder is None:
+        wanted = os.environ.get("FUSEDID_ASSETS", "../shared/assets")
+        pytest.skip(f"no folder {wanted}: set FUSEDID_ASSETS to the real face models and photos")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def comfyui_checkout() -> Path:
+    """The first ComfyUI checkout found; skips when there is none."""
+    paths = comfy_host.comfyui_paths()
+    if not paths:
+        pytest.skip(comfy_host.HOW_TO)
+    return paths[0]
+
+
+@pytest.fixture(scope="session")
+def comfyui_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base directory that the in-process host and the server share."""
+    return comfy_host.make_base(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_checkout: Path, comfyui_base: Path) -> comfy_host.Host:
+    """The real ComfyUI imported in this process, on CPU: `.nodes`, `.node(id)`, `.extra(name)`, `.base`."""
+    return comfy_host.import_host(comfyui_checkout, comfyui_base)
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui: comfy_host.Host) -> comfy_host.Pack:
+    """This repository, loaded by the host's load_custom_node (`.nodes[id]`, `.submodule("nodes.patch")`, `.module`)."""
+    return comfy_host.load_pack(comfyui, ROOT)
+
+
+@pytest.fixture(scope="session")
+def small_models(comfyui_base: Path) -> small_models_module.SmallModels:
+    """Random-weight checkpoints in the session's models folder; the `load_` methods also need `comfyui`."""
+    return small_models_module.SmallModels(comfyui_base / "models")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_checkout: Path, comfyui_base: Path) -> Iterator[live_server.LiveServer]:
+    """A real ComfyUI server with this pack, in its own process (`.queue(prompt)`, `.object_info()`, `.view(image)`)."""
+    running = live_server.start_server(comfyui_checkout, comfyui_base, ROOT)
+    yield running
+    running.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever uses a ComfyUI checkout is a host test, whoever uses the assets an assets test."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "comfyui_checkout" in fixtures:
+            item.add_marker(pytest.mark.host)
+        if "assets" in fixtures:
+            item.add_marker(pytest.mark.assets)
+    host_tests.update(item.nodeid for item in items if item.get_closest_marker("host"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says loudly how many host tests ran: a green run without a host proves much less."""
+    counts = {
+        kind: sum(report.nodeid in host_tests for report in terminalreporter.stats.get(kind, []))
+        for kind in ("passed", "failed", "error", "skipped")
+    }
+    try:
+        paths = comfy_host.comfyui_paths()
+    except ValueError as error:
+        terminalreporter.write_line(f"HOST TESTS: {error}", bold=True, red=True)
+        return
+    where = f"ComfyUI {comfy_host.comfyui_version(paths[0])} at {paths[0]}" if paths else comfy_host.HOW_TO
+    ran = counts["passed"] + counts["failed"] + counts["error"]
+    terminalreporter.write_line(f"HOST TESTS: {ran} ran, {counts['skipped']} skipped ({where})", bold=True)

@@ -1,0 +1,114 @@
+"""Real node packs of other people, from the folder FUSEDID_PEERS names (default ~/comfyui-peers). Never part of this
+repository: tests that need one skip when it is absent."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+PEER_URLS = {
+    "ComfyUI_IPAdapter_plus": "https://github.com/cubiq/ComfyUI_IPAdapter_plus",
+    "ComfyUI_InstantID": "https://github.com/cubiq/ComfyUI_InstantID",
+    "PuLID_ComfyUI": "https://github.com/cubiq/PuLID_ComfyUI",
+    "cgem156-ComfyUI": "https://github.com/laksjdjf/cgem156-ComfyUI",
+    "ComfyUI-KJNodes": "https://github.com/kijai/ComfyUI-KJNodes",
+    "ComfyUI-Advanced-ControlNet": "https://github.com/Kosinkadink/ComfyUI-Advanced-ControlNet",
+    "ComfyUI-AnimateDiff-Evolved": "https://github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved",
+    "PuLID": "https://github.com/ToTheBeginning/PuLID",
+    "sd-perturbed-attention": "https://github.com/pamparamm/sd-perturbed-attention",
+}
+# PuLID_ComfyUI imports these at its top, and uses them only to prepare pictures.
+IMAGE_LIBRARIES = (
+    "facexlib",
+    "facexlib.parsing",
+    "facexlib.utils",
+    "facexlib.utils.face_restoration_helper",
+    "timm",
+    "timm.layers",
+    "timm.loss",
+    "timm.models",
+    "timm.models.layers",
+    "ftfy",
+)
+
+
+def peer_folder(name: str) -> Path:
+    """The checkout of a pack; skips the test when it is not there."""
+    root = Path(os.environ.get("FUSEDID_PEERS", Path.home() / "comfyui-peers"))
+    if not (root / name).is_dir():
+        pytest.skip(f"no {name} in {root}: set FUSEDID_PEERS to a folder with a clone of {PEER_URLS[name]}")
+    return root / name
+
+
+def load_peer(host: Any, name: str) -> types.ModuleType:
+    """The pack as the host's own loader makes it; skips when this host or machine cannot load it."""
+    folder = peer_folder(name)
+    loaded_name = str(folder).replace(".", "_x_")
+    if loaded_name not in sys.modules:
+        stand_ins = [library for library in IMAGE_LIBRARIES if _stand_in(library)]
+        loaded = asyncio.run(host.nodes.load_custom_node(str(folder)))
+        # Left behind, they would tell other libraries that they are installed.
+        for library in stand_ins:
+            del sys.modules[library]
+        if not loaded:
+            sys.modules.pop(loaded_name, None)
+            pytest.skip(f"ComfyUI {host.version} cannot load {name} here; its log says why")
+    return sys.modules[loaded_name]
+
+
+class _Empty(types.ModuleType):
+    """A module in which every name exists and is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _stand_in(library: str) -> bool:
+    try:
+        importlib.import_module(library)
+    except ImportError:
+        sys.modules[library] = _Empty(library)
+        return True
+    return False
+
+
+def load_couple_node(host: Any) -> Any:
+    """cgem156-ComfyUI's AttentionCouple class. The pack only loads under `custom_nodes`, so its one file is taken."""
+    folder = peer_folder("cgem156-ComfyUI")
+    root = types.ModuleType("peer_couple")
+    root.__path__ = [str(folder)]
+    for constant in ("ROOT_NAME", "SYMBOL", "NODE_SURFIX"):
+        setattr(root, constant, "")
+    sys.modules["peer_couple"] = root
+    return importlib.import_module("peer_couple.scripts.attention_couple.node").AttentionCouple
+
+
+class PeerLayers:
+    """Key and value weights as those packs hold them: `.ip_layers.to_kvs["1_to_k_ip"]`."""
+
+    def __init__(self, width: int, context: int, numbers: range) -> None:
+        self.ip_layers = types.SimpleNamespace(to_kvs={})
+        for number in numbers:
+            for part in "kv":
+                layer = torch.nn.Linear(context, width, bias=False)
+                generator = torch.Generator().manual_seed(number * 2 + (part == "v"))
+                layer.weight.data = torch.randn(width, context, generator=generator) / context**0.5
+                self.ip_layers.to_kvs[f"{number}_to_{part}_ip"] = layer.requires_grad_(False)
+
+    def get_multigpu_clone(self, _device: Any) -> PeerLayers:
+        return self
+
+
+def peer_tokens(seed: int, context: int, count: int = 4) -> Tensor:
+    """Face tokens `[1, count, context]`."""
+    return torch.randn(1, count, context, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,106 @@
+"""Self-attention separation in the real host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def unet(comfyui, small_models):
+    return small_models.load_unet("sd15_small")
+
+
+@pytest.fixture
+def patch(pack):
+    return pack.submodule("nodes.separation").patch_separation
+
+
+def two_masks() -> torch.Tensor:
+    masks = torch.zeros(2, 64, 64)
+    masks[0, :, :32], masks[1, :, 32:] = 1, 1
+    return masks
+
+
+def sample(model, conditioning, *, latent=None):
+    import comfy.sample
+
+    latent = torch.zeros(1, 4, 8, 8) if latent is None else latent
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(7))
+    return comfy.sample.sample(
+        model, noise, 1, 1.0, "euler", "normal", conditioning, conditioning, latent, disable_pbar=True, seed=7
+    )
+
+
+def replaced(model) -> dict:
+    return model.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
+
+
+def test_separation_is_off_by_default_and_bit_for_bit(patch, unet, small_models):
+    off = patch(unet, two_masks(), 0.0)
+    assert not replaced(off)
+    assert torch.equal(sample(off, small_models.conditioning()), sample(unet, small_models.conditioning()))
+
+
+def test_separation_acts_in_the_coarse_layers_only_and_leaves_the_input_model(patch, unet, pack, small_models):
+    on = patch(unet, two_masks(), 8.0)
+    sites = pack.submodule("attention.sites")
+    found = sites.discover_sites(unet.model.diffusion_model)
+    coarse = sites.layer_groups(found)["coarse"]
+    assert set(replaced(on)) == {site.key for site in found if site.path in coarse}
+    assert 0 < len(replaced(on)) < len(found)
+    assert not replaced(unet)
+    change = sample(on, small_models.conditioning()) - sample(unet, small_models.conditioning())
+    assert float(change.abs().max()) > 1e-4
+
+
+def test_separation_in_the_host_is_the_written_formula(patch, unet, pack, small_models):
+    """Queries, keys and values are caught on their way in; the layer's output follows from the dense bias."""
+    on = patch(unet, two_masks(), 3.0)
+    key, inner = next(iter(replaced(on).items()))
+    caught: list[tuple[torch.Tensor, ...]] = []
+
+    def catching(q, k, v, options):
+        out = inner(q, k, v, options)
+        caught.append((q.clone(), k.clone(), v.clone(), out.clone(), options["n_heads"]))
+        return out
+
+    clone = on.clone()
+    clone.set_model_attn1_replace(catching, *key)
+    sample(clone, small_models.conditioning())
+    q, k, v, out, heads = caught[0]
+    side = int(q.shape[1] ** 0.5)
+    left = (torch.arange(side * side) % side) < side // 2
+    bias = -3.0 * (left[:, None] != left[None]).float()
+    split = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
+    scores = split[0] @ split[1].transpose(-1, -2) / split[0].shape[-1] ** 0.5 + bias
+    expected = (scores.softmax(-1) @ split[2]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_applying_it_twice_is_applying_the_last(patch, unet, small_models):
+    once = sample(patch(unet, two_masks(), 2.0), small_models.conditioning())
+    twice = sample(patch(patch(unet, two_masks(), 9.0), two_masks(), 2.0), small_models.conditioning())
+    assert torch.equal(once, twice)
+
+
+def test_another_packs_replacement_stays_in_force(patch, unet, small_models):
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def doubled(q, k, v, options):
+        return 2 * optimized_attention(q, k, v, options["n_heads"], transformer_options=options)
+
+    theirs = unet.clone()
+    key = next(iter(replaced(patch(unet, two_masks(), 1.0))))
+    theirs.set_model_attn1_replace(doubled, *key)
+    plain = sample(theirs, small_models.conditioning())
+    both = sample(patch(theirs, two_masks(), 1e-7), small_models.conditioning())
+    torch.testing.assert_close(both, plain, atol=1e-3, rtol=1e-3)
+    assert float((plain - sample(unet, small_models.conditioning())).abs().max()) > 1e-2
+
+
+def test_amounts_out_of_range_are_refused(patch, unet):
+    with pytest.raises(ValueError, match="accepted is 0"):
+        patch(unet, two_masks(), 50.0)

@@ -1,0 +1,103 @@
+"""Our tokens equal those of the packs and projects the files come from, whose classes load our files whole."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import community_files as files
+import peer_packs
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attention.community import pulid
+from attention.community.faceid import faceid_plus_tokens, faceid_tokens
+from attention.community.instantid import instantid_tokens
+from attention.community.ip_adapter import full_face_tokens, plus_tokens, standard_tokens
+
+REFERENCES = 2
+
+
+def _module(pack: str, file: str) -> ModuleType:
+    path: Path = peer_packs.peer_folder(pack) / file
+    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _weights(family: str, base: str, depth: int = 4) -> dict[str, Tensor]:
+    return files.random_tensors(files.image_proj_shapes(family, base, depth))
+
+
+def _check(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
+
+
+def _loaded(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    module.load_state_dict(weights, strict=True)
+    return module.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["standard", "plus", "full-face", "faceid", "portrait"])
+def test_tokens_equal_ipadapter_plus(family: str) -> None:
+    theirs = _module("ComfyUI_IPAdapter_plus", "image_proj_models.py")
+    weights = _weights(family, "sd15")
+    embeds, hidden, face = _draw(REFERENCES, 1024), _draw(REFERENCES, 257, 1280), _draw(REFERENCES, 512)
+    if family == "standard":
+        _check(standard_tokens(weights, embeds), _loaded(theirs.ImageProjModel(768, 1024, 4), weights)(embeds))
+    elif family == "plus":
+        module = theirs.Resampler(768, 4, 64, 12, 16, 1280, 768, 4)
+        _check(plus_tokens(weights, hidden), _loaded(module, weights)(hidden))
+    elif family == "full-face":
+        _check(full_face_tokens(weights, hidden), _loaded(theirs.MLPProjModel(768, 1280), weights)(hidden))
+    else:
+        module = theirs.MLPProjModelFaceId(768, 512, files.TOKENS.get(family, 4))
+        _check(faceid_tokens(weights, face), _loaded(module, weights)(face))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_faceid_plus_tokens_equal_ipadapter_plus(shortcut: bool) -> None:
+    theirs = _module("ComfyUI_IPAdapter_plus", "image_proj_models.py").ProjModelFaceIdPlus(768, 512, 1280, 4)
+    weights = _weights("faceid-plus", "sd15")
+    face, hidden = _draw(REFERENCES, 512), _draw(REFERENCES, 257, 1280)
+    expected = _loaded(theirs, weights)(face, hidden, scale=0.7, shortcut=shortcut)
+    _check(faceid_plus_tokens(weights, face, hidden, shortcut=shortcut, structure=0.7), expected)
+
+
+@torch.no_grad()
+def test_instantid_tokens_equal_its_pack() -> None:
+    resampler = _module("ComfyUI_InstantID", "resampler.py").Resampler
+    module = resampler(
+        dim=1280, depth=4, dim_head=64, heads=20, num_queries=16, embedding_dim=512, output_dim=2048, ff_mult=4
+    )
+    weights, face = _weights("instantid", "sdxl"), 20 * _draw(REFERENCES, 512)
+    _check(instantid_tokens(weights, face), _loaded(module, weights)(face[:, None]))
+
+
+@torch.no_grad()
+def test_pulid_v1_tokens_equal_its_pack() -> None:
+    module = _module("PuLID_ComfyUI", "encoders.py").IDEncoder()
+    weights = _weights("pulid-v1", "sdxl")
+    condition, levels = _draw(REFERENCES, 1280), [_draw(REFERENCES, 9, 1024, seed=i) for i in range(5)]
+    expected = _loaded(module, weights)(condition, levels)
+    _check(pulid.pulid_v1_tokens(weights, condition, levels, 2048), expected)
+
+
+@torch.no_grad()
+def test_pulid_v11_tokens_equal_its_project() -> None:
+    module = _module("PuLID", "pulid/encoders_transformer.py").IDFormer()
+    weights = _weights("pulid-v1.1", "sdxl", depth=10)
+    condition, levels = _draw(REFERENCES, 1280), [_draw(REFERENCES, 9, 1024, seed=i) for i in range(5)]
+    expected = _loaded(module, weights)(condition, levels)
+    _check(pulid.pulid_v11_tokens(weights, condition, levels), expected)

@@ -1,0 +1,49 @@
+"""requirements.txt is what pyproject.toml wants beyond ComfyUI; nothing is pinned upwards for users."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+
+ROOT = Path(__file__).resolve().parents[1]
+# ComfyUI's own requirements.txt has these (read in 0.3.64 and 0.8.0).
+IN_COMFYUI = {"torch", "einops", "safetensors", "numpy", "pillow", "transformers", "scipy"}
+
+
+def lines(name: str) -> list[str]:
+    """The requirements of a file, without comments."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def name_of(requirement: str) -> str:
+    """The distribution name, lower case."""
+    return re.split(r"[\s<>=!~;\[]", requirement)[0].lower()
+
+
+def test_requirements_are_pyprojects_beyond_comfyui():
+    beyond = [line for line in project()["dependencies"] if name_of(line) not in IN_COMFYUI]
+    assert sorted(lines("requirements.txt")) == sorted(beyond)
+
+
+def test_nothing_is_pinned_upwards_for_users():
+    wanted = [*lines("requirements.txt"), *project()["dependencies"]]
+    extras = [line for group in project().get("optional-dependencies", {}).values() for line in group]
+    versions = [line.split(";")[0] for line in wanted + extras]
+    assert [line for line in versions if re.search(r"<|==|~=", line)] == []
+
+
+def test_development_set_trains_and_leaves_torchvision_out():
+    names = {name_of(line) for line in lines("requirements-dev.txt")}
+    assert "torchvision" not in names
+    train = {name_of(line) for line in project()["optional-dependencies"]["train"]}
+    assert train - {"open_clip_torch"} <= names  # open_clip needs torchvision
+    assert {name_of(line) for line in lines("requirements.txt")} - {"onnxruntime-gpu"} <= names

@@ -1,0 +1,219 @@
+"""`python -m training.cost`: what training and inference cost, by calculation on tensors that hold no numbers.
+
+Every figure comes from running the real code of `unet.py` on fake tensors: operations are counted, and the memory that
+the backward pass keeps is summed. No GPU, no weights. Kernels' temporary buffers and fragmentation are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from attention.adapter import AdapterSettings
+from attention.grid import LATENT_SCALE
+
+from .unet import FusedUNet, Reference, TextContext
+
+MIB, GIB = 2**20, 2**30
+SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
+SDXL: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+LAYOUTS: dict[str, dict[str, Any]] = {"sd15": SD15, "sdxl": SDXL}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One row. Operations in GFLOP (2 per multiply-add) per sample; memory at batch 1, bf16 frozen weights."""
+
+    family: str
+    resolution: int
+    reference: int
+    forward: float
+    """UNet forward without faces."""
+    fused: float
+    """What one reference adds to a forward, once its keys are known."""
+    projection: float
+    """K_f and V_f of one reference, after its pass."""
+    step: float
+    """A training step: reference pass, forward, backward."""
+    trained: int
+    cache_mib: float
+    """K_f and V_f of one reference in fp16: what a node keeps."""
+    weights_gib: float
+    """Frozen UNet in bf16; trained weights, gradients, Adam and averaged weights in fp32."""
+    activations_gib: float
+    activations_checkpointed_gib: float
+
+    @property
+    def total_gib(self) -> float:
+        """Without checkpointing."""
+        return self.weights_gib + self.activations_gib
+
+    @property
+    def total_checkpointed_gib(self) -> float:
+        """With checkpointing."""
+        return self.weights_gib + self.activations_checkpointed_gib
+
+
+def cost(family: str, resolution: int, reference: int | None = None) -> Cost:
+    """Runs one training step on fake tensors. `reference`: its side in pixels, default the target's."""
+    reference = reference or resolution
+    with FakeTensorMode():
+        model = _model(family, reference)
+        inputs, shown = (step_inputs(family, size, 1, make=_empty) for size in (resolution, reference))
+        faces = [Reference(shown[0], shown[2])]
+        forward = _gflop(lambda: model(*inputs))
+        with_face = _gflop(lambda: model(*inputs, faces))
+        keys = _gflop(lambda: model.face_keys(faces))
+        reference_pass = _gflop(lambda: model.reference_hidden(faces[0]))
+        step = _gflop(lambda: model(*inputs, faces).sum().backward())
+        plain = _kept_bytes(model, lambda: model(*inputs, faces))
+        model.unet.enable_gradient_checkpointing()
+        checkpointed = _kept_bytes(model, lambda: model(*inputs, faces))
+        trained = sum(weight.numel() for _, weight in model.trainable())
+        frozen = sum(weight.numel() for weight in model.unet.parameters())
+        cache = _cache_bytes(model, faces[0])
+    return Cost(
+        family=family,
+        resolution=resolution,
+        reference=reference,
+        forward=forward,
+        fused=with_face - keys - forward,
+        projection=keys - reference_pass,
+        step=step,
+        trained=trained,
+        cache_mib=cache / MIB,
+        weights_gib=(2 * frozen + 4 * 5 * trained) / GIB,
+        activations_gib=plain / GIB,
+        activations_checkpointed_gib=checkpointed / GIB,
+    )
+
+
+def _model(family: str, reference: int) -> FusedUNet:
+    from diffusers import UNet2DConditionModel
+
+    settings = AdapterSettings(base=family, reference_size=reference)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # autocast's arithmetic; trained weights are counted as fp32 all the same
+    try:
+        return FusedUNet(UNet2DConditionModel(**LAYOUTS[family]), settings).train()
+    finally:
+        torch.set_default_dtype(kept)
+
+
+def step_inputs(
+    family: str, size: int, batch: int, *, make: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor, TextContext]:
+    """Latents, timesteps and context of a layout, made by `make(*shape)`."""
+    latent = make(batch, 4, size // LATENT_SCALE, size // LATENT_SCALE)
+    width = LAYOUTS[family]["cross_attention_dim"]
+    extra = (make(batch, 1280), make(batch, 6)) if family == "sdxl" else (None, None)
+    return latent, torch.full((batch,), 500.0), TextContext(make(batch, 77, width), *extra)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(*shape, dtype=torch.bfloat16)
+
+
+def _gflop(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False, custom_mapping=cpu_attention_flops()) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def cpu_attention_flops() -> dict[Any, Any]:
+    """The CPU's attention kernel and its backward pass, which torch's counter does not know."""
+
+    def forward(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v) * 5 // 2  # recomputes the scores, then four products
+
+    ops = torch.ops.aten
+    return {
+        ops._scaled_dot_product_flash_attention_for_cpu: forward,
+        ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
+def _kept_bytes(model: FusedUNet, run: Callable[[], object]) -> int:
+    """Bytes that autograd holds between forward and backward, each storage once, weights left out."""
+    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    held: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # a freed storage's address could come back for another one
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(held.values())
+
+
+def _cache_bytes(model: FusedUNet, reference: Reference) -> int:
+    with torch.no_grad():
+        keys = model.face_keys([reference])
+    return sum(2 * (face.key.numel() + face.value.numel()) for faces in keys.values() for face in faces)
+
+
+COLUMNS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
+    ("base", lambda c: f"{c.family} @{c.resolution}, reference {c.reference}"),
+    ("forward GFLOP", lambda c: f"{c.forward:.0f}"),
+    ("+ per reference", lambda c: f"{c.fused:.0f} ({100 * c.fused / c.forward:.1f} %)"),
+    ("projection", lambda c: f"{c.projection:.1f}"),
+    ("training step TFLOP", lambda c: f"{c.step / 1000:.2f}"),
+    ("trained weights", lambda c: f"{c.trained / 1e6:.2f} M"),
+    ("K, V per reference MiB", lambda c: f"{c.cache_mib:.2f}"),
+    ("weights GiB", lambda c: f"{c.weights_gib:.2f}"),
+    ("activations GiB", lambda c: f"{c.activations_gib:.2f}"),
+    ("checkpointed GiB", lambda c: f"{c.activations_checkpointed_gib:.2f}"),
+    ("total GiB", lambda c: f"{c.total_gib:.1f}"),
+    ("total checkpointed GiB", lambda c: f"{c.total_checkpointed_gib:.1f}"),
+)
+
+
+def table(rows: Sequence[Cost]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(name for name, _ in COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(show(row) for _, show in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.cost", description="Cost and memory by calculation.")
+    parser.add_argument("--family", choices=LAYOUTS, action="append")
+    parser.add_argument("--resolution", type=int, action="append")
+    parser.add_argument("--reference", type=int, help="side of the reference; default: the target's")
+    options = parser.parse_args(arguments)
+    sizes = options.resolution or [512, 1024]
+    rows = [cost(family, size, options.reference) for family in options.family or LAYOUTS for size in sizes]
+    sys.stdout.write(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

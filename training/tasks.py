@@ -1,0 +1,33 @@
+"""From a configuration to its data and its method."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import load_base
+from .config import TrainConfig
+from .fusion_task import FusionTask
+from .guidance_task import GuidanceTask
+from .shards import ShardSource
+from .source import Source
+from .task import Task
+
+
+def open_sources(config: TrainConfig) -> tuple[Source, Source | None]:
+    """The `train` and `val` splits of the prepared data; None without a validation split.
+
+    Raises ValueError when the folder is no prepared data set or holds nothing to train on.
+    """
+    train = ShardSource(config.data.root, "train")
+    try:
+        return train, ShardSource(config.data.root, "val")
+    except ValueError:  # the data set itself has just been opened, so only the split can be missing
+        return train, None
+
+
+def open_task(config: TrainConfig, source: Source) -> Task:
+    """Loads the base model and builds the method around it. New weights depend on the seed alone."""
+    base = load_base(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return FusionTask(config, base) if config.method == "fusion" else GuidanceTask(config, base, source)
