@@ -9,9 +9,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+from .training_free import Statistics
 
 MIB = 2**20
 
@@ -24,6 +27,12 @@ class LayerFeatures:
     value: Tensor
     num_trained: int
     """Tokens this site had per reference in training (the N_trained of the length term)."""
+    statistics: Statistics | None = None
+    """Of the reference's own queries and keys, where the features come from self-attention."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LayerFeatures:
+        """The same features elsewhere."""
+        return replace(self, key=self.key.to(device, dtype), value=self.value.to(device, dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +40,10 @@ class ReferenceFeatures:
     """All sites of one reference: LDM path -> features."""
 
     layers: dict[str, LayerFeatures]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ReferenceFeatures:
+        """The same features elsewhere."""
+        return ReferenceFeatures({path: layer.to(device, dtype) for path, layer in self.layers.items()})
 
     @property
     def num_bytes(self) -> int:

@@ -15,6 +15,11 @@ class Window:
     sigma_start: float = float("inf")
     sigma_end: float = 0.0
 
+    @property
+    def always(self) -> bool:
+        """Whether no noise level is outside."""
+        return self.sigma_start == float("inf") and self.sigma_end <= 0.0
+
     def contains(self, sigma: float) -> bool:
         """Whether a step at this noise level is inside the window, both ends included."""
         return self.sigma_end <= sigma <= self.sigma_start

@@ -1,33 +1,34 @@
-"""The reference pass: a face through the model's own UNet, once, and what every layer saw (METHOD 1.2)."""
+"""The reference pass: a face through the model's own UNet, and what every layer saw (METHOD 1.2)."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attention.adapter import FusionAdapter
-from ..attention.cache import LayerFeatures, ReferenceFeatures
-from ..attention.grid import LATENT_SCALE, grid_at_level
+from ..attention.cache import ReferenceFeatures
+from ..attention.grid import LATENT_SCALE
 from ..attention.sites import Site
+from .face_sources import FaceSource, Seen
+
+POOLED_WIDTH = 1280
+OVERRIDE = "optimized_attention_override"
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceLatent:
-    """One reference ready for the UNet: latent `[1, 4, h, w]` in the model's scale, whose it is, and its weight."""
+    """One reference ready for the UNet: latent `[1, 4, h, w]` in the model's scale, and a name for its content."""
 
     latent: Tensor
-    identity: int
-    weight: float
     fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceText:
-    """Text of the reference pass: context `[1, T, D_c]`, pooled `[1, P]` or None, and a name for reports."""
+    """Text of the reference pass: context `[1, T, D_c]`, pooled `[1, P]` or None, and a name for its content."""
 
     context: Tensor
     pooled: Tensor | None
@@ -35,62 +36,75 @@ class ReferenceText:
     fingerprint: str
 
 
-def latent_fingerprint(latent: Tensor) -> str:
-    """sha256 of a latent's content."""
-    return hashlib.sha256(latent.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
 @torch.no_grad()
 def reference_features(
     base: Any,
     reference: ReferenceLatent,
     text: ReferenceText,
-    adapter: FusionAdapter,
+    source: FaceSource,
     sites: tuple[Site, ...],
     *,
     sigma: Tensor | None,
-    options: dict[str, Any],
+    device: torch.device,
+    override: Callable[..., Tensor] | None = None,
 ) -> ReferenceFeatures:
     """Runs the UNet of `base` (the host's BaseModel, loaded and patched) on one reference and projects its states.
 
-    sigma: None for a clean reference at t=0, else the noise level `[1]` it is noised to (`matched`).
+    sigma: None for a clean reference at t=0, else the noise level `[1]` it is noised to (`matched`). override: another
+    pack's attention function, which the picture's own pass uses too. No other pack's patch acts in this pass.
     """
-    states = _hidden_states(base, reference, text, sigma, options)
-    size = adapter.settings.reference_size // LATENT_SCALE
-    layers = {}
-    for site in sites:
-        h = states[site.key]
-        weights = adapter.projections[site.path]
-        rows, columns = grid_at_level((size, size), site.level)
-        layers[site.path] = LayerFeatures(h @ weights.key.to(h).T, h @ weights.value.to(h).T, rows * columns)
-    return ReferenceFeatures(layers)
+    seen = _capture(base, reference, text, source.attention, sites, sigma, device, override)
+    unet = base.diffusion_model
+    return ReferenceFeatures({s.path: source.features(s, unet.get_submodule(s.path), seen[s.key]) for s in sites})
 
 
-def _hidden_states(
-    base: Any, reference: ReferenceLatent, text: ReferenceText, sigma: Tensor | None, options: dict[str, Any]
-) -> dict[tuple[Any, ...], Tensor]:
-    states: dict[tuple[Any, ...], Tensor] = {}
+def _capture(
+    base: Any,
+    reference: ReferenceLatent,
+    text: ReferenceText,
+    attention: str,
+    sites: tuple[Site, ...],
+    sigma: Tensor | None,
+    device: torch.device,
+    override: Callable[..., Tensor] | None,
+) -> dict[tuple[Any, ...], Seen]:
+    seen: dict[tuple[Any, ...], Seen] = {}
+    options = _cross_capture(seen) if attention == "attn2" else _self_capture(seen, sites)
+    if override is not None:
+        options[OVERRIDE] = override
+    dtype = base.manual_cast_dtype if base.manual_cast_dtype is not None else base.get_dtype()
+    x, t = _noised(base, reference, sigma, device)
+    adm = {} if base.adm_channels == 0 else {"y": _adm(base, reference, text, device).to(dtype)}
+    context = text.context.to(device, dtype)
+    base.diffusion_model(
+        _with_concat(base, x).to(dtype), t, context=context, control=None, transformer_options=options, **adm
+    )
+    return seen
 
+
+def _cross_capture(seen: dict[tuple[Any, ...], Seen]) -> dict[str, Any]:
     def capture(n: Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Tensor, Any, Any]:
-        states[(*extra["block"], extra["block_index"])] = n
+        seen[(*extra["block"], extra["block_index"])] = Seen(normed=n)
         return n, context, value
 
-    dtype = base.manual_cast_dtype if base.manual_cast_dtype is not None else base.get_dtype()
-    device = options["device"]
-    x, t = _noised(base, reference, sigma, device)
-    clean = {"patches": {"attn2_patch": [capture]}, **options["kept"]}
-    extra = {} if base.adm_channels == 0 else {"y": _adm(base, reference, text, device).to(dtype)}
-    base.diffusion_model(
-        _with_concat(base, x).to(dtype), t, context=text.context.to(device, dtype), control=None,
-        transformer_options=clean, **extra,
-    )  # fmt: skip
-    return states
+    return {"patches": {"attn2_patch": [capture]}}
 
 
-def _noised(base: Any, reference: ReferenceLatent, sigma: Tensor | None, device: Any) -> tuple[Tensor, Tensor]:
+def _self_capture(seen: dict[tuple[Any, ...], Seen], sites: tuple[Site, ...]) -> dict[str, Any]:
+    def capture(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+        from .guidance_slot import host_attention
+
+        seen[(*extra["block"], extra["block_index"])] = Seen(query=q, key=k, value=v)
+        return host_attention(q, k, v, extra)
+
+    return {"patches_replace": {"attn1": {site.key: capture for site in sites}}}
+
+
+def _noised(base: Any, reference: ReferenceLatent, sigma: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     latent = reference.latent.to(device, torch.float32)
     if sigma is None:
         return latent, torch.zeros(1, device=device)
+    # From the content, so that the same face is noised alike in every step, run and process.
     generator = torch.Generator().manual_seed(int(reference.fingerprint[:15], 16))
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     sigma = sigma.to(latent).reshape(1)
@@ -106,8 +120,8 @@ def _with_concat(base: Any, x: Tensor) -> Tensor:
     return torch.cat([x, x], 1) if channels == 8 else x
 
 
-def _adm(base: Any, reference: ReferenceLatent, text: ReferenceText, device: Any) -> Tensor:
+def _adm(base: Any, reference: ReferenceLatent, text: ReferenceText, device: torch.device) -> Tensor:
     height, width = (n * LATENT_SCALE for n in reference.latent.shape[-2:])
-    pooled = torch.zeros(1, 1280) if text.pooled is None else text.pooled.float()
+    pooled = torch.zeros(1, POOLED_WIDTH) if text.pooled is None else text.pooled.float()
     sizes = {"height": height, "width": width, "target_height": height, "target_width": width}
     return base.encode_adm(pooled_output=pooled.to(device), crop_h=0, crop_w=0, device=device, **sizes).to(device)

@@ -1,4 +1,4 @@
-"""Our place in a cross-attention layer: wraps who was there before, and lets packs that come later add to it.
+"""Our place in an attention layer: wraps who was there before, and lets packs that come later add to it.
 
 IPAdapter_plus, InstantID and PuLID_ComfyUI call `.add(callback, **options)` on whatever object they find, so this
 speaks that protocol. The host copies `model_options` deeply at every clone: a copy shares our state but has a list of
@@ -22,17 +22,19 @@ Replacement = Callable[[Tensor, Tensor, Tensor, Options], "Tensor | None"]
 
 
 class Slot:
-    """One layer's replacement. replacement: ours. previous: who had the slot before us, or None."""
+    """One layer's replacement. replacement: ours. plain: the layer without us. previous: who had the slot, or None."""
 
     routes_text = True
 
     def __init__(
         self,
         replacement: Replacement,
+        plain: Layer = text_attention,
         previous: Layer | None = None,
         added: Sequence[tuple[Callable[..., Tensor], Options]] = (),
     ) -> None:
         self._replacement = replacement
+        self._plain = plain
         self._previous = previous
         self._added = list(added)
 
@@ -45,7 +47,7 @@ class Slot:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        return Slot(self._replacement, copy.deepcopy(self._previous, memo), self._added)
+        return Slot(self._replacement, self._plain, copy.deepcopy(self._previous, memo), self._added)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: Options) -> Tensor:
         out = self._own(q, k, v, extra_options)
@@ -61,29 +63,29 @@ class Slot:
     def _own(self, q: Tensor, k: Tensor, v: Tensor, extra_options: Options) -> Tensor:
         ours = self._replacement(q, k, v, extra_options)
         if self._previous is None:
-            return text_attention(q, k, v, extra_options) if ours is None else ours
+            return self._plain(q, k, v, extra_options) if ours is None else ours
         before = self._previous(q, k, v, extra_options)
         if ours is None:
             return before
-        # Exact for packs that add to the text attention, which is what a predecessor here does.
-        routed = getattr(self._previous, "routes_text", False)
-        plain = text_attention if routed else host_attention
+        # Exact for packs that add to the layer's attention, which is what a predecessor here does.
+        plain = self._plain if getattr(self._previous, "routes_text", False) else host_attention
         return before + (ours - plain(q, k, v, extra_options))
 
 
-def install(model: Any, sites: Sequence[Site], replacement_for: Callable[[Site], Replacement]) -> int:
-    """Puts a slot into every site of a MODEL (a clone of the caller's); returns how many.
+def install(model: Any, attention: str, sites: Sequence[Site], replacement_for: Callable[[Site], Replacement]) -> int:
+    """Puts a slot into `attention` (attn1, attn2) of every site of a MODEL (a clone of the caller's); returns how many.
 
     A block with one transformer is known to other packs by two parts (IPAdapter_plus on SD1.5) while the host asks for
     three first: there the same slot sits under both names, or one of us would be hidden from the host.
     """
     options = model.model_options["transformer_options"] = model.model_options["transformer_options"].copy()
     replaced = options["patches_replace"] = options.get("patches_replace", {}).copy()
-    slots = replaced["attn2"] = replaced.get("attn2", {}).copy()
+    slots = replaced[attention] = replaced.get(attention, {}).copy()
+    plain = text_attention if attention == "attn2" else host_attention
     depth = Counter(site.key[:2] for site in sites)
     for site in sites:
         block = site.key[:2]
-        slot = Slot(replacement_for(site), slots.get(site.key, slots.get(block)))
+        slot = Slot(replacement_for(site), plain, slots.get(site.key, slots.get(block)))
         slots[site.key] = slot
         if depth[block] == 1:
             slots[block] = slot

@@ -1,0 +1,140 @@
+"""What one attention layer computes while the faces act (METHOD 1.1): which rows, which regions, which keys."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.cache import ReferenceFeatures
+from ..attention.fusion import FaceKeys, decoupled_attention, fused_attention, length_term
+from ..attention.grid import crop_masks
+from ..attention.routing import Region, route
+from ..attention.sites import Site
+from ..attention.training_free import Statistics, shared_attention
+from .fusion_plan import FusionPlan, Run
+from .guidance_slot import SPANS_KEY, host_attention, routed_rows, text_attention
+from .rows import positive_rows
+from .slot import Options, Replacement
+
+RUNS = "fusedid_runs"
+"""Where a UNet call's transformer_options hold the `Run` of every plan that acts in it, by the plan's number."""
+
+Part = tuple[slice, "tuple[Region, ...] | None", Sequence[FaceKeys]]
+"""Rows of the batch, the regions of their queries (None: every query sees every face), keys per reference."""
+
+
+def layer_replacement(plan: FusionPlan, site: Site) -> Replacement:
+    """The function that takes the layer's place: None when the faces do not act in this call."""
+
+    def replace(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor | None:
+        run = options.get(RUNS, {}).get(plan.number)
+        if run is None:
+            return None
+        styles = [style for features in run.features if (style := features.layers[site.path].statistics)]
+        done = [
+            (rows, _attend(plan, q[rows], k[rows], v[rows], options, regions, faces, styles))
+            for rows, regions, faces in _parts(plan, site, run, q, options)
+        ]
+        if options.get(SPANS_KEY) is None and plan.attention == "attn2":
+            return _joined(done, q, k, v, options)
+        plain = text_attention if plan.attention == "attn2" else host_attention
+        out = plain(q, k, v, options).clone()
+        for rows, values in done:
+            out[rows] = values
+        return out
+
+    return replace
+
+
+def _joined(done: Sequence[tuple[slice, Tensor]], q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+    """Our rows, and between them the host's own attention: nothing is computed twice."""
+    spans = [(rows.start, rows.stop) for rows, _ in done]
+    plain = [(rows, host_attention(q[rows], k[rows], v[rows], options)) for rows in _gaps(spans, q.shape[0])]
+    pieces = [values for _, values in sorted([*done, *plain], key=lambda piece: piece[0].start)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _attend(
+    plan: FusionPlan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    regions: tuple[Region, ...] | None,
+    faces: Sequence[FaceKeys],
+    styles: Sequence[Statistics],
+) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return host_attention(q, k, v, {**options, "n_heads": heads})
+
+    given: dict[str, Any] = {"attend": attend, "regions": regions, "controls": plan.controls}
+    heads = options["n_heads"]
+    if plan.adain:
+        return shared_attention(q, k, v, faces, styles, heads=heads, **given)
+    attention = decoupled_attention if plan.combine == "decoupled" else fused_attention
+    return attention(q, k, v, faces, heads=heads, **given)
+
+
+def _face_keys(plan: FusionPlan, site: Site, features: Sequence[ReferenceFeatures]) -> list[FaceKeys]:
+    identities = [one.identity for one in plan.shown]
+    keys = []
+    for one, layer in zip(plan.shown, (feature.layers[site.path] for feature in features)):
+        count = identities.count(one.identity)
+        term = length_term(
+            plan.length, num_tokens=layer.key.shape[1], num_references=count, num_trained=layer.num_trained
+        )
+        keys.append(FaceKeys(layer.key, layer.value, one.identity, math.log(one.weight) + term))
+    return keys
+
+
+def _parts(plan: FusionPlan, site: Site, run: Run, q: Tensor, options: Options) -> list[Part]:
+    kinds = options.get("cond_or_uncond") or [0]
+    num_latents, _, *grid = options["activations_shape"]
+    spans = positive_rows(q.shape[0], kinds, num_latents)
+    uuids = options.get("uuids") or [None] * len(kinds)
+    positive = [uuid for uuid, kind in zip(uuids, kinds) if kind == 0]
+    faces = _face_keys(plan, site, run.features)
+    parts: list[Part] = []
+    for (start, stop), uuid in zip(spans, positive):
+        regions = _regions(plan, (grid[0], grid[1]), run, run.areas.get(uuid), q)
+        if plan.attention == "attn2" and options.get(SPANS_KEY) is not None:
+            met = {(rows.start, rows.stop): found for rows, found in routed_rows(q, options, faces=regions)}
+            regions = met.get((start, stop), regions)
+        parts.append((slice(start, stop), regions, faces))
+    gaps = _gaps(spans, q.shape[0])
+    if plan.both:
+        return parts + [(rows, _regions(plan, (grid[0], grid[1]), run, None, q), faces) for rows in gaps]
+    if run.negative is not None:
+        layer = run.negative.layers[site.path]
+        return parts + [(rows, None, [FaceKeys(layer.key, layer.value)]) for rows in gaps]
+    return parts
+
+
+def _gaps(spans: Sequence[tuple[int, int]], num_rows: int) -> list[slice]:
+    edges = [0, *itertools.chain.from_iterable(sorted(spans)), num_rows]
+    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2]) if b > a]
+
+
+def _regions(
+    plan: FusionPlan, grid: tuple[int, int], run: Run, area: tuple[int, int, int, int] | None, q: Tensor
+) -> tuple[Region, ...] | None:
+    routed = plan.routed
+    if routed is None:
+        return None
+    if q.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"FusedIDAttentionPatch: another node merges or splits tokens (a layer of {grid[0]}x{grid[1]} has "
+            f"{q.shape[1]}), so the masks of 'routed' cannot be applied. Remove token merging or tiling of attention, "
+            "or use one identity without masks"
+        )
+    key = (grid, run.full_hw if area else None, area, q.device)
+    if key not in plan.regions:
+        masks = routed.masks if area is None else crop_masks(routed.masks, run.full_hw, area)
+        found = route(masks, grid, background=routed.background, soft=routed.soft)  # type: ignore[arg-type]
+        plan.regions[key] = tuple(region.to(q.device) for region in found)
+    return plan.regions[key]

@@ -1,0 +1,88 @@
+"""What a patched MODEL computes with: fixed when the node runs, shared by all clones of the MODEL."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..attention.cache import ReferenceFeatures
+from ..attention.fusion import FaceControls
+from ..attention.routing import Region
+from ..attention.schedule import Window
+from ..attention.sites import Site
+from .face_sources import FaceSource
+from .reference import ReferenceLatent, ReferenceText
+from .wire_types import RoutedIdentities
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class ReferencePass:
+    """Faces that go through the model's own UNet. matched: noised to the picture's noise level, anew at every step.
+
+    positive_text: the pass reads the picture's positive prompt instead of `text`.
+    """
+
+    source: FaceSource
+    latents: tuple[ReferenceLatent, ...]
+    text: ReferenceText
+    matched: bool = False
+    positive_text: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFaces:
+    """Faces whose keys and values are known beforehand (community adapters). negative: of "no face"."""
+
+    features: tuple[ReferenceFeatures, ...]
+    negative: ReferenceFeatures | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One reference: whose it is, and its weight."""
+
+    identity: int
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class FusionPlan:
+    """One run of the node.
+
+    attention: `attn2` (cross-attention) or `attn1` (self-attention, training-free). active: paths of the sites that see
+    the faces. both: whether the negative prompt's rows see them too. adain: whether queries and keys take on the
+    reference's statistics. number: names the run in the options of a UNet call. kept: what the layers keep between
+    calls, emptied after sampling.
+    """
+
+    faces: ReferencePass | GivenFaces
+    shown: tuple[Shown, ...]
+    sites: tuple[Site, ...]
+    active: frozenset[str]
+    controls: FaceControls
+    window: Window
+    combine: str
+    length: str
+    attention: str = "attn2"
+    both: bool = False
+    adain: bool = False
+    routed: RoutedIdentities | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    kept: dict[Any, ReferenceFeatures] = field(default_factory=dict)
+    regions: dict[Any, tuple[Region, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One UNet call in which the faces act: features per reference and of "no face", and what each chunk shows.
+
+    areas: the part (height, width, y, x) of the latent `full_hw` that a conditioning's chunk shows, by its uuid.
+    """
+
+    features: tuple[ReferenceFeatures, ...]
+    negative: ReferenceFeatures | None
+    full_hw: tuple[int, int]
+    areas: dict[Any, tuple[int, int, int, int]]

@@ -1,0 +1,169 @@
+"""From the values of FusedIDAttentionPatch to a patched MODEL and its report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..attention.adapter import AdapterSettings, FusionAdapter, check_adapter_fits, load_adapter
+from ..attention.fusion import FaceControls
+from ..attention.schedule import Window, check_percents
+from ..attention.sites import Site, discover_sites, family_of, layer_groups
+from . import reference_inputs
+from .adapter_choice import FROM_ADAPTER, TRAINING_FREE, WITHOUT_FILE, adapter_path
+from .community_files import is_community_choice, load_community_choice
+from .community_source import community_features, with_adapter_lora
+from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfAttention
+from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
+from .fusion_report import fusion_report
+from .patch import install_fusion
+from .separation import patch_separation
+from .wire_types import RoutedIdentities
+
+NATIVE_SIZE = {"sdxl": 1024}
+"""Side in pixels a family's models were trained at, where it is not the usual one."""
+USUAL_SIZE = 512
+Chosen = dict[str, str]
+
+
+def patch_model(
+    model: Any, adapter: str, *, vae: Any = None, identity: Any = None, routed: RoutedIdentities | None = None,
+    strength: float = 1.0, key_strength: float = 1.0, value_strength: float = 1.0, attention_scale: float = 1.0,
+    start_percent: float = 0.0, end_percent: float = 1.0, layers: str = "all", reference_size: int = 0,
+    timestep: str = FROM_ADAPTER, length: str = FROM_ADAPTER, combine: str = FROM_ADAPTER, apply_to: str = "positive",
+    reference_text: str = FROM_ADAPTER, clip: Any = None, clip_vision: Any = None, variant: str = "as recognised",
+    lora_strength: float = 1.0, structure: float = 1.0, adain: bool = False,
+) -> tuple[Any, str]:  # fmt: skip
+    """A patched clone of the MODEL and the self-check report. Raises ValueError before anything is sampled."""
+    people = _people(identity, routed)
+    sites = require_sites(model)
+    active = _active(sites, layers)
+    window = _window(model, start_percent, end_percent)
+    controls = FaceControls(max(strength, 1e-9), key_strength, value_strength, attention_scale)
+    wishes = {"timestep": timestep, "length": length, "combine": combine, "text": reference_text}
+    common: dict[str, Any] = {
+        "sites": sites, "active": active, "window": window, "controls": controls, "routed": routed,
+        "both": apply_to == "both",
+    }  # fmt: skip
+    if adain and adapter != TRAINING_FREE:
+        raise ValueError(f"'adain' belongs to the adapter choice {TRAINING_FREE!r}, got {adapter!r}. Turn it off")
+    if is_community_choice(adapter):
+        source = load_community_choice(adapter, variant)
+        plan, notes = _community_plan(source, people, wishes, clip_vision, structure, common)
+        if strength > 0:
+            model = with_adapter_lora(model, source, sites, lora_strength)
+    else:
+        face_source, settings, fusion = _own_source(adapter, sites)
+        chosen, notes = _decided(wishes, settings)
+        if adapter in WITHOUT_FILE and clip is not None and reference_text == FROM_ADAPTER:
+            chosen["text"] = "empty"
+        if strength == 0:
+            return _unpatched(model)
+        plan, label = _reference_plan(
+            model, vae, clip, people, reference_size or settings.reference_size, face_source, fusion, chosen,
+            {**common, "adain": adain},
+        )  # fmt: skip
+        notes = [f"reference text: {label}", *notes]
+    if strength == 0:
+        return _unpatched(model)
+    return _installed(model, plan, notes)
+
+
+def require_sites(model: Any) -> tuple[Site, ...]:
+    """The MODEL's cross-attention layers. Raises ValueError when it is no SD-type UNet."""
+    unet = getattr(model.model, "diffusion_model", None)
+    sites = () if unet is None else discover_sites(unet)
+    if not sites:
+        raise ValueError(
+            f"needs an SD1.5, SD2 or SDXL model, got {type(model.model).__name__} ({type(unet).__name__}). Load such a "
+            "checkpoint"
+        )
+    return sites
+
+
+def _unpatched(model: Any) -> tuple[Any, str]:
+    return model.clone(), "strength 0: the model is unpatched"
+
+
+def _people(identity: Any, routed: RoutedIdentities | None) -> tuple[Any, ...]:
+    if (identity is None) == (routed is None):
+        got = "neither" if identity is None else "both"
+        raise ValueError(f"connect either 'identity' (one person) or 'routed' (several with masks); got {got}")
+    return (identity,) if routed is None else routed.identities
+
+
+def _active(sites: tuple[Site, ...], layers: str) -> frozenset[str]:
+    active = layer_groups(sites)[layers]
+    if not active:
+        raise ValueError(f"this model has no layers in the group {layers!r}; choose another, such as 'all'")
+    return active
+
+
+def _window(model: Any, start: float, end: float) -> Window:
+    check_percents(start, end)
+    sampling = model.get_model_object("model_sampling")
+    # At the very start and end, whatever a sampler or another node does beyond the schedule is inside.
+    first = float("inf") if start == 0.0 else float(sampling.percent_to_sigma(start))
+    return Window(first, 0.0 if end == 1.0 else float(sampling.percent_to_sigma(end)))
+
+
+def _own_source(adapter: str, sites: tuple[Site, ...]) -> tuple[FaceSource, AdapterSettings, FusionAdapter | None]:
+    if adapter in WITHOUT_FILE:
+        family = family_of(sites)
+        size = NATIVE_SIZE.get(family, USUAL_SIZE)
+        free = adapter == TRAINING_FREE
+        settings = AdapterSettings(
+            base=family, timestep="matched" if free else "clean", text="positive", length="paper", reference_size=size
+        )
+        return (SharedSelfAttention(size) if free else OwnProjections(size)), settings, None
+    fusion = load_adapter(adapter_path(adapter))
+    check_adapter_fits(fusion, sites, name=adapter)
+    return AdapterSource(fusion), fusion.settings, fusion
+
+
+def _decided(wishes: Chosen, settings: AdapterSettings) -> tuple[Chosen, list[str]]:
+    """Every mode as the user or else the adapter wants it, and a note where the two differ."""
+    trained = {name: getattr(settings, name) for name in wishes}
+    chosen = {name: trained[name] if wish == FROM_ADAPTER else wish for name, wish in wishes.items()}
+    differ = [f"{name} {chosen[name]} (adapter: {trained[name]})" for name in wishes if chosen[name] != trained[name]]
+    return chosen, [f"unlike the adapter: {', '.join(differ)}"] if differ else []
+
+
+def _reference_plan(
+    model: Any, vae: Any, clip: Any, people: tuple[Any, ...], size: int, source: FaceSource,
+    fusion: FusionAdapter | None, chosen: Chosen, common: dict[str, Any],
+) -> tuple[FusionPlan, str]:  # fmt: skip
+    text = reference_inputs.reference_text(fusion, clip, common["sites"])
+    latents, shown = reference_inputs.reference_latents(model, vae, people, size)
+    positive = chosen["text"] == "positive"
+    faces = ReferencePass(source, latents, text, matched=chosen["timestep"] == "matched", positive_text=positive)
+    plan = FusionPlan(
+        faces, shown, attention=source.attention, combine=chosen["combine"], length=chosen["length"], **common
+    )
+    return plan, "the positive prompt" if positive else text.label
+
+
+def _community_plan(
+    source: Any, people: tuple[Any, ...], wishes: Chosen, clip_vision: Any, structure: float, common: dict[str, Any]
+) -> tuple[FusionPlan, list[str]]:
+    found = [
+        community_features(source, common["sites"], p, clip_vision=clip_vision, structure=structure) for p in people
+    ]
+    used = [(i, f, w) for i, one in enumerate(found) for f, w in zip(one.positive, one.weights) if w > 0]
+    plan = FusionPlan(
+        GivenFaces(tuple(features for _, features, _ in used), found[0].negative),
+        tuple(Shown(identity, float(weight)) for identity, _, weight in used),
+        combine="decoupled" if wishes["combine"] == FROM_ADAPTER else wishes["combine"],
+        length="paper",
+        **common,
+    )
+    return plan, [one.note for one in found if one.note]
+
+
+def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str]:
+    clone, installed = install_fusion(model, plan)
+    if installed != len(plan.active):
+        raise ValueError(f"only {installed} of {len(plan.active)} layers could be patched; report this as a bug")
+    routed = plan.routed
+    if routed is not None and routed.separation > 0:
+        clone = patch_separation(clone, routed.masks, routed.separation)
+    return clone, fusion_report(plan, installed, notes)
