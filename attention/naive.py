@@ -49,8 +49,9 @@ def naive_decoupled_attention(
     k = torch.cat([controls.key_strength * face.key.expand(q.shape[0], -1, -1) for face in faces], 1)
     v = torch.cat([controls.value_strength * face.value.expand(q.shape[0], -1, -1) for face in faces], 1)
     M = torch.cat([_face_terms(face, q.shape[1], weights_IQ) for face in faces], 1)
-    face = torch.nan_to_num(_softmax_attention(q, k, v, M, heads, controls.scale))  # a row of -inf sees nothing
-    fade = torch.ones(q.shape[1]) if weights_IQ is None else weights_IQ.amax(0)
+    M = M.masked_fill(M.isneginf().all(1, keepdim=True), 0.0)  # a row that sees no face: a softmax of -inf is NaN ...
+    face = _softmax_attention(q, k, v, M, heads, controls.scale)
+    fade = torch.ones(q.shape[1]) if weights_IQ is None else weights_IQ.amax(0)  # ... and fades to nothing here
     return text + controls.strength * fade[None, :, None].to(q) * face
 
 
