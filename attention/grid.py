@@ -46,16 +46,15 @@ def masks_to_tokens(masks_IHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """Share of every token cell that each mask covers.
 
     Receives: masks `[I, H, W]` in [0, 1], grid `(h, w)`.
-    Returns: `[I, h*w]` in [0, 1], float32. Cells are averaged over their exact area when the grid is coarser than the
-    mask and interpolated when it is finer.
+    Returns: `[I, h*w]` in [0, 1], float32. Along each axis, cells are averages of the pixels they touch when the grid
+    is coarser than the mask, and interpolated when it is finer. No pixel is skipped, so no mask is lost.
     """
-    masks = masks_IHW.float()
-    h, w = grid_hw
-    if masks.shape[-2] >= h and masks.shape[-1] >= w:
-        tokens = F.adaptive_avg_pool2d(masks[None], (h, w))[0]
-    else:
-        tokens = F.interpolate(masks[None], size=(h, w), mode="bilinear", align_corners=False)[0]
-    return tokens.flatten(1).clamp(0.0, 1.0)
+    masks = masks_IHW.float()[None]
+    size = masks.shape[-2:]
+    finer = (max(grid_hw[0], size[0]), max(grid_hw[1], size[1]))
+    if finer != tuple(size):
+        masks = F.interpolate(masks, size=finer, mode="bilinear", align_corners=False)
+    return F.adaptive_avg_pool2d(masks, grid_hw)[0].flatten(1).clamp(0.0, 1.0)
 
 
 def crop_masks(masks_IHW: Tensor, full_hw: tuple[int, int], area: tuple[int, int, int, int]) -> Tensor:
@@ -69,20 +68,30 @@ def crop_masks(masks_IHW: Tensor, full_hw: tuple[int, int], area: tuple[int, int
     return latent[:, y : y + height, x : x + width]
 
 
-def exclusive_tokens(coverage_IQ: Tensor) -> Tensor:
+def exclusive_tokens(coverage_IQ: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """Hard ownership: every token belongs to one identity or to the background (METHOD 1.4).
 
-    Receives: coverage `[I, Q]` in [0, 1] from `masks_to_tokens`. Returns: `[I, Q]` of zeros and ones.
+    Receives: coverage `[I, Q]` in [0, 1] from `masks_to_tokens` on the same grid. Returns: `[I, Q]` of zeros and ones.
 
-    A token goes to the identity that covers most of it, if that is at least half of the cell. An identity whose mask
-    covers something but wins no token takes the token it covers most: a face never vanishes, however small.
+    A token goes to the identity that covers most of it, if that is at least half of the cell; between equals to the
+    smaller identity. An identity whose mask covers something but wins no token takes the token it covers most, or the
+    nearest to it that is not another's only one: a face never vanishes, however small, as long as there are as many
+    tokens as identities. The order of the identities does not matter.
     """
-    owner_Q, background = _owners(coverage_IQ)
-    owned = torch.zeros_like(coverage_IQ)
+    order = _by_looks(coverage_IQ)
+    coverage = coverage_IQ[order]
+    owner_Q, background = _owners(coverage)
+    owned = torch.zeros_like(coverage)
     owned.scatter_(0, owner_Q[None], (~background).to(owned.dtype)[None])
-    for i in _vanished(coverage_IQ, owned):
-        _give_one_token(owned, coverage_IQ, i)
-    return owned
+    for i in _vanished(coverage, owned):
+        _give_one_token(owned, coverage, i, grid_hw)
+    return torch.empty_like(owned).index_copy_(0, torch.tensor(order, device=owned.device), owned)
+
+
+def _by_looks(coverage_IQ: Tensor) -> list[int]:
+    """An order of the identities that depends on their masks alone, smallest first; it decides all ties."""
+    rows = coverage_IQ.tolist()
+    return sorted(range(len(rows)), key=lambda i: (sum(rows[i]), rows[i]))
 
 
 def _owners(coverage_IQ: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,17 +101,26 @@ def _owners(coverage_IQ: Tensor) -> tuple[Tensor, Tensor]:
 
 def _vanished(coverage_IQ: Tensor, owned_IQ: Tensor) -> list[int]:
     lost = (coverage_IQ.sum(1) > 0) & (owned_IQ.sum(1) == 0)
-    # The faintest identity chooses last, so that the outcome does not depend on the order of the identities.
+    # The faintest identity chooses last.
     order = coverage_IQ.amax(1).argsort(descending=True, stable=True)
     return [int(i) for i in order if bool(lost[i])]
 
 
-def _give_one_token(owned_IQ: Tensor, coverage_IQ: Tensor, i: int) -> None:
+def _give_one_token(owned_IQ: Tensor, coverage_IQ: Tensor, i: int, grid_hw: tuple[int, int]) -> None:
     counts = owned_IQ.sum(1)
     holder = owned_IQ.argmax(0)
     free = (owned_IQ.sum(0) == 0) | (counts[holder] > 1)  # never take another identity's last token
     if not bool(free.any()):
         return
-    token = int(torch.where(free, coverage_IQ[i], coverage_IQ.new_tensor(-1.0)).argmax())
+    near = -_distance(int(coverage_IQ[i].argmax()), grid_hw).to(coverage_IQ)
+    rank = torch.where(coverage_IQ[i] > 0, coverage_IQ[i], near)  # covered tokens by how much, then the nearest
+    token = int(torch.where(free, rank, rank.new_tensor(-torch.inf)).argmax())
     owned_IQ[:, token] = 0
     owned_IQ[i, token] = 1
+
+
+def _distance(token: int, grid_hw: tuple[int, int]) -> Tensor:
+    """Squared distance `[Q]` of every token from one, in cells."""
+    h, w = grid_hw
+    rows, columns = torch.arange(h) - token // w, torch.arange(w) - token % w
+    return (rows[:, None] ** 2 + columns[None] ** 2).flatten()

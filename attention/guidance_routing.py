@@ -67,7 +67,7 @@ def guidance_groups(
     and it draws by the people's places, so the order in which they are wired does not matter.
     """
     check_background(background)
-    owned_IQ = exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw)).cpu()
+    owned_IQ = exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw), grid_hw).cpu()
     num = owned_IQ.shape[0]
     groups = owned_IQ.argmax(0)
     free = owned_IQ.sum(0) == 0

@@ -24,6 +24,8 @@ BACKGROUNDS: tuple[Background, ...] = ("all", "none")
 OVERLAPS: tuple[Overlap, ...] = ("larger value", "first on top", "last on top")
 
 NEGLIGIBLE = 1e-3  # a soft weight below this is taken as zero: keeps the number of regions small
+QUANTUM = 1.5 / 255  # soft borders drawn in 8 bits may sum to one grey level more than 1 without an overlap
+OVERSHOOT = 0.25  # bicubic and Lanczos resizing leave the range by less than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +56,22 @@ def everywhere(num_identities: int) -> tuple[Region, ...]:
 
 
 def check_masks(masks_IHW: Tensor) -> None:
-    """Raises ValueError unless the masks are `[I, H, W]`, finite, in [0, 1], and each covers something."""
+    """Raises ValueError unless the masks are `[I, H, W]`, finite, in [0, 1], and each covers something.
+
+    Values slightly outside, as resizing leaves them, pass.
+    """
     if masks_IHW.ndim != 3 or 0 in masks_IHW.shape:
         raise ValueError(f"masks must be [identities, height, width], got shape {list(masks_IHW.shape)}")
     if not bool(torch.isfinite(masks_IHW).all()):
         raise ValueError("a mask holds NaN or infinite values; draw it again or pass it through a threshold")
     for i, mask in enumerate(masks_IHW):
-        if float(mask.max()) <= 0:
+        low, high = float(mask.min()), float(mask.max())
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise ValueError(
+                f"the mask of identity {i + 1} holds values from {low:g} to {high:g}, accepted are 0 to 1. "
+                "Scale it, or pass it through a threshold"
+            )
+        if high <= 0:
             raise ValueError(
                 f"the mask of identity {i + 1} is empty: that person would appear nowhere. "
                 "Paint a region for it, or remove the identity from the router"
@@ -68,7 +79,7 @@ def check_masks(masks_IHW: Tensor) -> None:
 
 
 def resolve_overlaps(masks_IHW: Tensor, rule: Overlap = "larger value") -> Tensor:
-    """Masks of which no two share a pixel's full weight: their sum is at most 1 everywhere.
+    """Masks of which no two share a pixel's full weight: their sum is at most 1 everywhere, up to 8-bit rounding.
 
     Receives: masks `[I, H, W]` in [0, 1]. By eq. 7 a query inside two masks would see no face at all, so overlaps are
     decided here. `larger value`: the larger soft value wins, between equals the smaller region (someone in front of
@@ -81,7 +92,7 @@ def resolve_overlaps(masks_IHW: Tensor, rule: Overlap = "larger value") -> Tenso
     check_masks(masks_IHW)
     masks = masks_IHW.float().clamp(0.0, 1.0)
     order = _priority(masks, rule)
-    contested = masks.sum(0) > 1.0
+    contested = masks.sum(0) > 1.0 + QUANTUM
     ranked = masks[order]
     winner = ranked.argmax(0) if rule == "larger value" else (ranked > 0).int().argmax(0)
     keeps = torch.zeros_like(ranked).scatter_(0, winner[None], 1.0)
@@ -100,13 +111,14 @@ def _priority(masks_IHW: Tensor, rule: Overlap) -> list[int]:
     return sorted(range(num), key=lambda i: _appearance(masks_IHW[i]))
 
 
-def _appearance(mask_HW: Tensor) -> tuple[float, float, float]:
+def _appearance(mask_HW: Tensor) -> tuple[float, float, float, bytes]:
     """A sort key that depends on the mask alone, so that the order in which identities are wired cannot matter."""
     area = float(mask_HW.sum())
     rows = torch.arange(mask_HW.shape[0], dtype=torch.float32) + 0.5
     columns = torch.arange(mask_HW.shape[1], dtype=torch.float32) + 0.5
     cpu = mask_HW.cpu()
-    return area, float((cpu.sum(0) * columns).sum()) / area, float((cpu.sum(1) * rows).sum()) / area
+    x, y = float((cpu.sum(0) * columns).sum()) / area, float((cpu.sum(1) * rows).sum()) / area
+    return area, x, y, cpu.numpy().tobytes()
 
 
 def _require_all_present(masks_IHW: Tensor) -> None:
@@ -127,7 +139,7 @@ def token_weights(masks_IHW: Tensor, grid_hw: tuple[int, int], *, background: Ba
     if background not in BACKGROUNDS:
         raise ValueError(f"unknown background policy {background!r}; known: {', '.join(BACKGROUNDS)}")
     coverage = masks_to_tokens(masks_IHW, grid_hw)
-    owned = exclusive_tokens(coverage)
+    owned = exclusive_tokens(coverage, grid_hw)
     share = _softened(coverage, owned) if soft else owned
     if background == "all":
         share = share + (1.0 - share.sum(0, keepdim=True)).clamp_min(0.0)

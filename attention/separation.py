@@ -31,7 +31,7 @@ def check_amount(amount: float) -> None:
 
 def memberships(masks_IHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """Who owns which token: `[I, Q]` of zeros and ones, from resolved masks `[I, H, W]`."""
-    return exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw))
+    return exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw), grid_hw)
 
 
 def separation_factors(member_IQ: Tensor, amount: float) -> tuple[Tensor, Tensor]:
