@@ -103,6 +103,11 @@ class ReferenceCache:
                 del self._entries[key]
         return len(gone)
 
+    def num_bytes(self, matches: Callable[[Hashable], bool]) -> int:
+        """Memory of the entries whose key matches."""
+        with self._lock:
+            return sum(entry.num_bytes for key, entry in self._entries.items() if matches(key))
+
     def stats(self) -> CacheStats:
         """Counts for the self-check report."""
         with self._lock:

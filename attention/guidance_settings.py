@@ -46,7 +46,7 @@ class GuidanceSettings:
     style_normalisation: str = "raw"
     """`raw` projected CLIP embeddings, or each tower at `unit` length."""
     prior: str = ""
-    """Prior the text branch is meant for, such as `karlo`; empty when it was trained on images only."""
+    """Prior whose output the style columns take, such as `karlo`; empty when no public one fits the towers."""
     base_checkpoint: str = ""
     base_hash: str = ""
     samples_seen: int = 0
@@ -83,6 +83,11 @@ def _require(holds: bool, name: str, got: object, accepted: str) -> None:
 def describe_towers(towers: tuple[Tower, ...]) -> str:
     """Names and widths in order, for messages."""
     return " + ".join(f"{tower.name} ({tower.width})" for tower in towers)
+
+
+def prior_for(towers: tuple[Tower, ...]) -> str:
+    """The public prior that ends in these towers' space: Karlo for ViT-L/14 alone; RN101 and ViT-B/32 have none."""
+    return "karlo" if towers == PAPER_TOWERS[:1] else ""
 
 
 def check_towers(settings: GuidanceSettings, towers: tuple[Tower, ...], *, name: str) -> None:

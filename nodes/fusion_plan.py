@@ -8,6 +8,7 @@ from typing import Any
 
 from ..attention.cache import ReferenceFeatures
 from ..attention.fusion import FaceControls
+from ..attention.grid import grid_at_level
 from ..attention.routing import Region
 from ..attention.schedule import Window
 from ..attention.sites import Site
@@ -86,3 +87,16 @@ class Run:
     negative: ReferenceFeatures | None
     full_hw: tuple[int, int]
     areas: dict[Any, tuple[int, int, int, int]]
+
+
+def features_bytes(plan: FusionPlan, itemsize: int) -> int:
+    """Memory of the keys and values of all references, with `itemsize` bytes per number."""
+    if isinstance(plan.faces, GivenFaces):
+        tensors = (t for one in set(plan.faces.features) for f in one.layers.values() for t in (f.key, f.value))
+        return itemsize * sum(t.numel() for t in tensors)
+    numbers = 0
+    for one in plan.faces.latents:
+        for site in plan.sites:
+            rows, columns = grid_at_level((one.latent.shape[-2], one.latent.shape[-1]), site.level)
+            numbers += rows * columns * site.channels
+    return 2 * itemsize * numbers

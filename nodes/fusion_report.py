@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import comfy.ldm.modules.attention as host_attention
 
 from ..attention.cache import MIB
-from ..attention.grid import grid_at_level
-from .fusion_plan import FusionPlan, GivenFaces
+from .fusion_plan import FusionPlan, features_bytes
 from .reference_cache import CACHE
 
-BYTES = 2  # keys and values in half precision
-TENSORS = 2  # a key and a value
+HALF = 2  # bytes per number in half precision
 
 
 def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str]) -> str:
@@ -25,7 +23,7 @@ def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str]) -> str
     facts = [
         f"{installed} of {len(plan.sites)} layers",
         f"{count} reference{'s' * (count != 1)}",
-        f"{features_mib(plan):.1f} MiB",
+        f"{features_bytes(plan, HALF) / MIB:.1f} MiB",
         f"kernel {kernel}",
         plan.combine,
         *where,
@@ -34,16 +32,3 @@ def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str]) -> str
     stats = CACHE.stats()
     cache = f"cache: {stats.entries} entries, {stats.mib:.1f} of {stats.budget_mib:.0f} MiB, {stats.hits} hits"
     return "\n".join([", ".join(facts), *notes, cache])
-
-
-def features_mib(plan: FusionPlan) -> float:
-    """Keys and values of all references in half precision, MiB."""
-    if isinstance(plan.faces, GivenFaces):
-        tensors = (t for one in set(plan.faces.features) for f in one.layers.values() for t in (f.key, f.value))
-        return BYTES * sum(t.numel() for t in tensors) / MIB
-    numbers = 0
-    for one in plan.faces.latents:
-        for site in plan.sites:
-            rows, columns = grid_at_level((one.latent.shape[-2], one.latent.shape[-1]), site.level)
-            numbers += TENSORS * rows * columns * site.channels
-    return BYTES * numbers / MIB

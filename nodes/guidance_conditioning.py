@@ -16,7 +16,8 @@ from ..faces.identity import Identity, mixed_embedding
 
 ROUTING_KEY = "fusedid_guidance"
 """Where a CONDITIONING entry carries its `GuidanceRouting`; the patched MODEL reads it there."""
-POOLED_WIDTH = 1280  # SDXL asks every CONDITIONING for a pooled text; guidance has none, so it is zero
+POOLED_WIDTH = 1280
+"""SDXL asks for a pooled text. Guidance has none: zeros, which SDXL's base knows as "no prompt"; training feeds them."""
 
 Conditioning = list[list[Any]]
 

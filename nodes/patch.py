@@ -15,9 +15,10 @@ import comfy.model_patcher
 import comfy.patcher_extension as extension
 from torch import Tensor, nn
 
+from .feature_store import feature_store
 from .fused_layer import RUNS, layer_replacement
-from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Run
-from .reference_cache import call_features, free_features
+from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Run, features_bytes
+from .reference_cache import call_features, compute_dtype
 from .slot import Slot, install
 
 AREAS = "fusedid_areas"
@@ -33,18 +34,22 @@ def install_fusion(model: Any, plan: FusionPlan) -> tuple[Any, int]:
     clone.add_wrapper_with_key(extension.WrappersMP.CALC_COND_BATCH, key, _note_areas)
     clone.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, key, _prepare_call(plan))
     clone.add_callback_with_key(extension.CallbacksMP.ON_CLEANUP, key, lambda *_: plan.kept.clear())
-    clone.add_callback_with_key(extension.CallbacksMP.ON_DETACH, key, _on_detach)
     clone.add_callback_with_key(extension.CallbacksMP.ON_CLONE, key, _own_slots)
-    _register_weights(clone, key, plan)
+    _register_memory(clone, key, plan)
     return clone, layers
 
 
-def _register_weights(clone: Any, key: str, plan: FusionPlan) -> None:
-    """Lets the host keep the adapter on the device when it is needed at every step, not once per reference."""
-    if isinstance(plan.faces, ReferencePass) and plan.faces.matched and isinstance(plan.faces.source, nn.Module):
+def _register_memory(clone: Any, key: str, plan: FusionPlan) -> None:
+    """Lets the host count and free the features; and the adapter, when it is needed at every step, not once."""
+    if not isinstance(plan.faces, ReferencePass):
+        return
+    store = feature_store(clone.model)
+    store.expect(features_bytes(plan, compute_dtype(clone.model).itemsize))
+    models = [store]
+    if plan.faces.matched and isinstance(plan.faces.source, nn.Module):
         devices = management.get_torch_device(), management.unet_offload_device()
-        weights = comfy.model_patcher.ModelPatcher(plan.faces.source, *devices)
-        clone.set_additional_models(key, [weights])
+        models.append(comfy.model_patcher.ModelPatcher(plan.faces.source, *devices))
+    clone.set_additional_models(key, models)
 
 
 def _own_slots(_: Any, clone: Any) -> None:
@@ -53,11 +58,6 @@ def _own_slots(_: Any, clone: Any) -> None:
     for slots in replaced.values():
         memo: dict[int, Any] = {}
         slots.update({key: copy.deepcopy(slot, memo) for key, slot in slots.items() if isinstance(slot, Slot)})
-
-
-def _on_detach(patcher: Any, unpatch_all: bool = True, *_: Any) -> None:
-    if unpatch_all:
-        free_features(patcher.model)
 
 
 def _note_areas(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Any, options: Any, *rest: Any) -> Any:

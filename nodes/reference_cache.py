@@ -82,9 +82,8 @@ def model_number(base: Any) -> int:
     return _model_numbers[base]
 
 
-def free_features(base: Any) -> None:
+def free_features(number: int) -> None:
     """Forgets what belongs to a model that leaves its device."""
-    number = model_number(base)
     CACHE.drop(lambda key: key[0] == number)
 
 
