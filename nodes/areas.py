@@ -15,7 +15,7 @@ Area = tuple[int, int, int, int]
 
 
 def note_areas(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Any, options: Any, *rest: Any) -> Any:
-    """A CALC_COND_BATCH wrapper. The host's options are copied, never changed; applying it twice is applying it once."""
+    """A CALC_COND_BATCH wrapper. It copies the host's options, and may be installed more than once."""
     areas = {
         cond["uuid"]: tuple(int(n) for n in cond["area"])
         for group in conds

@@ -13,11 +13,12 @@ from ..attention.guidance import Guidance, hybrid_guidance
 from ..attention.guidance_routing import GuidanceBackground, GuidanceRouting, guidance_context
 from ..attention.guidance_settings import GuidanceSettings, check_face_encoder
 from ..faces.identity import Identity, mixed_embedding
+from .wire_types import person_label
 
 ROUTING_KEY = "fusedid_guidance"
 """Where a CONDITIONING entry carries its `GuidanceRouting`; the patched MODEL reads it there."""
 POOLED_WIDTH = 1280
-"""SDXL asks for a pooled text. Guidance has none: zeros, which SDXL's base knows as "no prompt"; training feeds them."""
+"""SDXL asks for a pooled text. Guidance has none, so it is zero: SDXL's own "no prompt", and what training feeds."""
 
 Conditioning = list[list[Any]]
 
@@ -68,11 +69,17 @@ def _entry(context_1KC: Tensor, extra: dict[str, Any]) -> Conditioning:
 
 
 def routing_for(
-    masks_IHW: Tensor, num_identities: int, *, num_tokens: int, background: GuidanceBackground, seed: int
+    masks_IHW: Tensor, identities: Sequence[Identity], *, num_tokens: int, background: GuidanceBackground, seed: int
 ) -> GuidanceRouting:
-    """Raises ValueError unless there is exactly one mask per identity."""
-    if len(masks_IHW) != num_identities:
+    """Raises ValueError unless there is exactly one mask per identity and every mask covers something."""
+    if len(masks_IHW) != len(identities):
         raise ValueError(
-            f"the router has {len(masks_IHW)} masks for {num_identities} identities. Connect one mask per identity"
+            f"the router has {len(masks_IHW)} masks for {len(identities)} identities. Connect one mask per identity"
         )
+    for number, (mask, identity) in enumerate(zip(masks_IHW, identities), start=1):
+        if not bool((mask > 0).any()):
+            raise ValueError(
+                f"the mask of {person_label(identity, number)} is empty, so nothing in the picture would listen to that "
+                "person. Paint it, or make room where another person's mask covers it"
+            )
     return GuidanceRouting(masks_IHW, num_tokens, background, seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attention.guidance_settings import GuidanceSettings, Tower, check_towers
 from ..attention.guidance_style import face_region, hide_region
 from ..faces.cache import find_faces_cached
+from ..faces.install import pip_install
 from .remember import Remembered, digest
 
 log = logging.getLogger("fusedid")
@@ -164,7 +165,8 @@ def load_open_clip(model_name: str, path: Path, tower: Tower) -> Encode:
     except Exception as error:  # open_clip needs torchvision, whose import can fail with anything
         raise ValueError(
             f"the vision tower {tower.name} needs open_clip, which cannot be imported here ({error}). Install it with "
-            "'pip install open_clip_torch', or choose a guidance file trained with ViT-L/14 alone"
+            f"{pip_install('open_clip_torch')} and restart ComfyUI, or choose a guidance file trained with ViT-L/14 "
+            "alone"
         ) from error
     # OpenAI's weights were trained with the sigmoid approximation of GELU; open_clip has a configuration for each.
     retrained = any(word in path.name.lower() for word in ("laion", "datacomp"))

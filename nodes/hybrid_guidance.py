@@ -8,7 +8,7 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..attention.guidance import IDENTITY_NAME, Guidance, check_alpha
+from ..attention.guidance import Guidance, check_alpha
 from ..attention.guidance_routing import GUIDANCE_BACKGROUNDS, sampled_mask
 from ..attention.guidance_settings import check_base
 from ..attention.sites import discover_sites, family_of
@@ -24,10 +24,12 @@ from .guidance_files import (
     vision_weights,
 )
 from .guidance_patch import patch_guidance
+from .guidance_report import Prompt, branch_lines, file_lines, routing_lines
 from .guidance_style import encode_style, hide_faces, hide_masked, weights_file
 from .guidance_text import remembered_text
 from .prior import NO_PRIOR, text_to_image_space
-from .wire_types import Encoder, Identity, Routed
+from .separation import patch_separation
+from .wire_types import Encoder, Identity, Routed, require_places
 
 FREE_MASK = 64  # side of the all-ones noise mask when nothing is frozen
 
@@ -83,7 +85,8 @@ def _inputs() -> list[Any]:
         ),
         io.String.Input(
             "text", multiline=True, default="", dynamic_prompts=True,
-            tooltip="The prompt; empty: style image only. Weights such as (word:1.2) have no effect here.",
+            tooltip="The prompt; empty: style image only. Weights such as (word:1.2) have no effect here; beyond 77 "
+            "tokens the mean of its parts is used.",
         ),
         io.Combo.Input(
             "prior", options=prior_choices(), default=NO_PRIOR,
@@ -136,19 +139,24 @@ def guide(
     opened = _open(model, guidance, identities)
     faces = face_embeddings(opened.settings, identities, name=guidance)
     style = _style(opened, guidance, style_image, clip_vision, face_encoder, style_mask)
-    prompt = _text(opened, text, clip, prior, steps=prior_steps, scale=prior_scale, seed=seed)
-    tokens = guidance_tokens(opened, faces, style=style, text=prompt, alpha=alpha)
+    prompt = _prompt(opened, text, clip, prior, steps=prior_steps, scale=prior_scale, seed=seed)
+    tokens = guidance_tokens(opened, faces, style=style, text=prompt and prompt.embedding, alpha=alpha)
     routing = None
-    noise_mask = torch.ones(1, FREE_MASK, FREE_MASK)
+    patched, noise_mask = model.clone(), torch.ones(1, FREE_MASK, FREE_MASK)
     if routed is not None:
         routing = routing_for(
-            routed.masks, len(identities), num_tokens=opened.settings.num_tokens, background=background, seed=seed
+            routed.masks, identities, num_tokens=opened.settings.num_tokens, background=background, seed=seed
         )
         noise_mask = sampled_mask(routed.masks, background)
+        patched = patch_separation(patch_guidance(model, routing), routed.masks, routed.separation)
     conditioning = positive(tokens, routing)
-    report = _report(opened, guidance, identities, style, prompt, alpha, prior, routing)
     null = negative(opened, conditioning[0][0].shape[1])
-    return conditioning, null, patch_guidance(model, routing), noise_mask, report
+    report = [
+        *file_lines(opened.settings, guidance, identities),
+        *branch_lines(opened.settings, style is not None, prompt, alpha),
+        *(routing_lines(routing, routed.separation) if routing else ()),
+    ]
+    return conditioning, null, patched, noise_mask, "\n".join(report)
 
 
 def _identities(identity: Any, routed: Any) -> tuple[Any, ...]:
@@ -159,6 +167,7 @@ def _identities(identity: Any, routed: Any) -> tuple[Any, ...]:
     if routed is not None:
         if not routed.identities:
             raise ValueError("the router holds 0 identities. Connect at least one person to it")
+        require_places(routed)
         return tuple(routed.identities)
     return () if identity is None else (identity,)
 
@@ -192,44 +201,18 @@ def _style(
     )  # fmt: skip
 
 
-def _text(
+def _prompt(
     guidance: Guidance, text: str, clip: Any, prior: str, *, steps: int, scale: float, seed: int
-) -> Tensor | None:
+) -> Prompt | None:
     if not text.strip():
         return None
     if clip is None:
         raise ValueError(
             "there is a text but no CLIP to read it. Connect a CLIP-L with text_projection, or clear the text"
         )
-    path = prior_path(prior)
-    return text_to_image_space(
-        path, remembered_text(clip, text), remembered_text(clip, "")[0], steps=steps, scale=scale, seed=seed,
+    path, chunks = prior_path(prior), remembered_text(clip, text)
+    embedding = text_to_image_space(
+        path, chunks, remembered_text(clip, "")[0], steps=steps, scale=scale, seed=seed,
         style_width=guidance.settings.style_width, towers=guidance.settings.tower_names,
     )  # fmt: skip
-
-
-def _report(
-    guidance: Guidance, name: str, identities: tuple[Any, ...], style: Tensor | None, text: Tensor | None,
-    alpha: float, prior: str, routing: Any,
-) -> str:  # fmt: skip
-    settings = guidance.settings
-    lines = [f"{name}: {settings.num_tokens} token(s) of {settings.context_width} from {settings.tower_names}"]
-    people = [person.name or f"person {i}" for i, person in enumerate(identities, start=1)]
-    lines.append(f"faces: {', '.join(people) or 'none (zero embedding)'}")
-    if style is not None and text is not None:
-        lines.append(f"alpha {alpha:g}: {alpha:.0%} style image, {1 - alpha:.0%} text through {prior}")
-    elif style is not None:
-        lines.append("style image alone (no text, alpha has no effect)")
-    elif text is not None:
-        lines.append(f"text alone through {prior} (no style image, alpha has no effect)")
-    else:
-        lines.append("face alone: no style image and no text (dropped style)")
-    if text is not None and settings.prior and prior == NO_PRIOR:
-        lines.append(
-            f"this guidance file was made for the prior {settings.prior}: without it the text is off its space"
-        )
-    if name == IDENTITY_NAME and identities:
-        lines.append("the identity Linear has no face columns: the faces have no effect with it")
-    if routing is not None:
-        lines.append(f"{len(identities)} regions, background {routing.background}: sample with the model output")
-    return "\n".join(lines)
+    return Prompt(embedding, prior, len(chunks))

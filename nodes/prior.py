@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..attention.files import read_header, read_tensors, require_finite
+from ..faces.install import pip_install
 from .guidance_text import TextChunk
 
 log = logging.getLogger("fusedid")
@@ -38,7 +39,7 @@ def load_prior(path: Path) -> Any:
     except Exception as error:  # a broken optional dependency of diffusers raises anything
         raise ValueError(
             f"running a prior needs diffusers, which cannot be imported here ({error}). Install it with "
-            f"'pip install diffusers', or choose '{NO_PRIOR}'"
+            f"{pip_install('diffusers')} and restart ComfyUI, or choose '{NO_PRIOR}'"
         ) from error
     header = read_header(path)
     config = _config(path, header.shapes)

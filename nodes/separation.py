@@ -90,9 +90,7 @@ def _separating(previous: Replace | None) -> Replace:
         for rows, area in _rows(areas, q.shape[0]):
             member_IQ = separation.members((h, w), full_hw, area, q.device)
             parts.append(
-                separated_attention(
-                    q[rows], k[rows], v[rows], member_IQ, separation.amount, heads=heads, attend=plain
-                )
+                separated_attention(q[rows], k[rows], v[rows], member_IQ, separation.amount, heads=heads, attend=plain)
             )
         out = torch.cat(parts)
         return out if previous is None else previous(q, k, v, options) + (out - plain(q, k, v, heads))

@@ -88,12 +88,16 @@ class Lab:
         """The same with the style image connected."""
         return self.run(style_image=STYLE, clip_vision=self.vision, **inputs)
 
-    def two_people(self, order: tuple[int, int] = (0, 1)) -> Any:
-        """Persons 1 and 2, left and right, with a strip of background between."""
+    def two_people(self, order: tuple[int, int] = (0, 1), **options: Any) -> Any:
+        """Persons 1 and 2, left and right, with a strip of background between, as the router hands them over."""
         masks = torch.zeros(2, 64, 64)
         masks[0, :, :24], masks[1, :, 40:] = 1, 1
         people = (self.identity(1), self.identity(2))
-        return SimpleNamespace(identities=tuple(people[i] for i in order), masks=masks[list(order)])
+        return self.routed(tuple(people[i] for i in order), masks[list(order)], **options)
+
+    def routed(self, identities: tuple[Any, ...], masks: torch.Tensor | None, **options: Any) -> Any:
+        """What the router's socket carries, as the pack's own class."""
+        return self._pack.submodule("nodes.wire_types").RoutedIdentities(identities, masks, **options)
 
 
 def sample(

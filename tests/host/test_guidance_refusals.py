@@ -58,11 +58,21 @@ def test_a_model_without_cross_attention_is_refused(lab):
 def test_zero_identities_too_many_masks_and_double_wiring_are_refused(lab):
     routed = lab.two_people()
     with pytest.raises(ValueError, match="0 identities"):
-        lab.run(routed=SimpleNamespace(identities=(), masks=routed.masks))
+        lab.run(routed=lab.routed((), routed.masks))
     with pytest.raises(ValueError, match="3 masks for 2 identities"):
-        lab.run(routed=SimpleNamespace(identities=routed.identities, masks=torch.ones(3, 8, 8)))
+        lab.run(routed=lab.routed(routed.identities, torch.ones(3, 8, 8)))
     with pytest.raises(ValueError, match="both identity and routed"):
         lab.run(routed=routed, identity=lab.identity(1))
+
+
+def test_people_without_a_place_are_refused_by_name(lab, pack):
+    people = lab.two_people().identities
+    masks = torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    with pytest.raises(ValueError, match=r"mask of person 2 \(person 2\) is empty"):
+        lab.run(routed=lab.routed(people, masks))
+    place = pack.submodule("nodes.wire_types").Place
+    with pytest.raises(ValueError, match=r"waiting: person 1 \(person 1\), person 2"):
+        lab.run(routed=lab.routed(people, None, places=(place(), place())))
 
 
 def test_the_drop_downs_list_guidance_files_only(lab, pack, small_models):
