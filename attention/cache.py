@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,30 +64,54 @@ class CacheStats:
 
 
 class ReferenceCache:
-    """LRU of `ReferenceFeatures`, bounded in MiB. Thread-safe.
+    """LRU of `ReferenceFeatures`, bounded in MiB. Thread-safe: of threads that ask for one key at once, one computes.
 
     An entry larger than the whole budget is computed and handed out but not kept: the run that asked holds it.
     """
 
     def __init__(self, budget_mib: float) -> None:
         self._entries: OrderedDict[Hashable, ReferenceFeatures] = OrderedDict()
+        self._running: dict[Hashable, Future[ReferenceFeatures]] = {}
         self._lock = threading.RLock()
         self._budget = budget_mib * MIB
         self._hits = 0
         self._misses = 0
 
     def get(self, key: Hashable, compute: Callable[[], ReferenceFeatures]) -> ReferenceFeatures:
-        """The entry for `key`, computed if absent."""
+        """The entry for `key`, computed if absent. `compute` may ask for other keys, not for its own."""
+        while True:
+            with self._lock:
+                if key in self._entries:
+                    self._hits += 1
+                    self._entries.move_to_end(key)
+                    return self._entries[key]
+                others = self._running.get(key)
+                if others is None:
+                    self._misses += 1
+                    mine = self._running[key] = Future()
+                    break
+            if others.exception() is None:  # waits; where another thread failed or was interrupted, this one tries
+                with self._lock:
+                    self._hits += 1
+                return others.result()
+        return self._compute(key, compute, mine)
+
+    def _compute(
+        self, key: Hashable, compute: Callable[[], ReferenceFeatures], result: Future[ReferenceFeatures]
+    ) -> ReferenceFeatures:
+        try:
+            features = compute()
+        except BaseException as error:
+            with self._lock:
+                del self._running[key]
+            result.set_exception(error)
+            raise
         with self._lock:
-            if key in self._entries:
-                self._hits += 1
-                self._entries.move_to_end(key)
-                return self._entries[key]
-            self._misses += 1
-        features = compute()
-        with self._lock:
-            self._entries[key] = features
-            self._shrink()
+            del self._running[key]
+            if features.num_bytes <= self._budget:
+                self._entries[key] = features
+                self._shrink()
+        result.set_result(features)
         return features
 
     def set_budget(self, budget_mib: float) -> None:
