@@ -79,7 +79,7 @@ def routing_for(
     for number, (mask, identity) in enumerate(zip(masks_IHW, identities), start=1):
         if not bool((mask > 0).any()):
             raise ValueError(
-                f"the mask of {person_label(identity, number)} is empty, so nothing in the picture would listen to that "
-                "person. Paint it, or make room where another person's mask covers it"
+                f"the mask of {person_label(identity, number)} is empty, so no pixel would listen to that person. "
+                "Paint it, or make room where another person's mask covers it"
             )
     return GuidanceRouting(masks_IHW, num_tokens, background, seed)

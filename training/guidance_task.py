@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attention.files import write_atomic
 from attention.guidance import Guidance, prepare_face, prepare_style
 from attention.guidance_file import load_guidance, save_guidance
-from attention.guidance_settings import GuidanceSettings, Tower
+from attention.guidance_settings import GuidanceSettings, Tower, prior_for
 from attention.sites import family_of
 
 from .base import BaseModel
@@ -27,11 +27,12 @@ from .source import Source
 from .task import RunFacts
 from .text import context_for
 from .unet_naming import unet_to_ldm
-from .unet_sites import layers_per_block, unet_sites
+from .unet_sites import UNet, layers_per_block, unet_sites
 from .validation import chosen
 from .vision import VisionTowers
 
 FILE_NAME = "guidance.safetensors"
+NUM_SIZES = 6  # of SDXL's time ids
 
 
 class GuidanceTask:
@@ -47,20 +48,18 @@ class GuidanceTask:
         self.draw = GuidanceDraw(config, self.settings.face_width)
         self.score_draw = GuidanceDraw(without_chance(config), self.settings.face_width)
         self.noise = DDPMScheduler.from_config(base.pipeline.scheduler.config)
-        self._pooled: Tensor | None = None
+        self._pooled_width = pooled_width(base.unet)
 
     def to_device(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Trained weights stay fp32; with a LoRA the UNet beneath it takes `dtype`."""
+        """Trained weights stay fp32; with a LoRA the UNet beneath it takes `dtype`. No text encoder is needed."""
         self.model.to(device)
         if self.model.lora is not None:
             for weight in self.model.unet.parameters():
                 if not weight.requires_grad:
                     weight.data = weight.data.to(dtype)
         self.base.vae.to(device)
-        self.base.prompts.to(device)
         if self.towers is not None:
             self.towers.to(device)
-        self._pooled = self.base.prompts([""])[1]
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The Linear, and the UNet or its LoRA."""
@@ -91,10 +90,10 @@ class GuidanceTask:
         return self.base.encode(batch["pixels"], batch["vae_noise"])
 
     def added(self, sizes: list[tuple[int, int]]) -> dict[str, Tensor] | None:
-        """SDXL's further conditions: the empty prompt's pooled text, and the sizes."""
-        if self._pooled is None:
+        """SDXL's further conditions: a pooled text of zeros, as the node sends it, and the sizes."""
+        if self._pooled_width is None:
             return None
-        pooled = self._pooled.expand(len(sizes), -1)
+        pooled = torch.zeros(len(sizes), self._pooled_width, device=self.model.unet.device)
         return context_for(pooled, pooled, sizes, self.config.data.resolution).added()
 
     def enable_checkpointing(self) -> None:
@@ -152,17 +151,29 @@ def guidance_settings(config: TrainConfig, base: BaseModel, source: Source) -> G
     """METHOD 2's decisions, as this run makes them."""
     sites = [entry.site for entry in unet_sites(base.unet)]
     options = config.guidance
+    towers = tuple(Tower(tower.name, tower.width) for tower in options.towers)
     return GuidanceSettings(
         base=family_of(sites),
-        towers=tuple(Tower(tower.name, tower.width) for tower in options.towers),
+        towers=towers,
         face_width=face_width(source),
         face_encoder=source.encoder,
+        face_encoder_name=source.encoder_name,
         context_width=sites[0].context,
         num_tokens=options.tokens,
         face_normalisation=options.face_normalisation,
         style_normalisation=options.style_normalisation,
+        prior=prior_for(towers),
         base_checkpoint=base.name,
         license=config.model.license,
+    )
+
+
+def pooled_width(unet: UNet) -> int | None:
+    """Width of SDXL's pooled text; None for models that take none."""
+    if unet.config.get("addition_embed_type") != "text_time":
+        return None
+    return (
+        int(unet.config["projection_class_embeddings_input_dim"]) - NUM_SIZES * unet.config["addition_time_embed_dim"]
     )
 
 

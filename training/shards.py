@@ -63,9 +63,14 @@ class ShardSource:
     def encoder(self) -> str:
         """sha256 of the recogniser, which decides whether embeddings fit; empty when no faces were looked for.
 
-        ``manifest["face_encoder"]`` also has its name, dim and licence.
+        ``manifest["face_encoder"]`` also has its dim and licence.
         """
         return str(self.manifest["face_encoder"].get("recogniser_sha256", ""))
+
+    @property
+    def encoder_name(self) -> str:
+        """Name of the face pack; empty when no faces were looked for."""
+        return str(self.manifest["face_encoder"].get("name", ""))
 
     def row(self, index: int) -> dict[str, Any]:
         """All columns of one sample's row in ``index.parquet``."""

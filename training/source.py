@@ -36,6 +36,10 @@ class Source(Protocol):
     def encoder(self) -> str:
         """sha256 of the recogniser whose embeddings these are, empty when none was used."""
 
+    @property
+    def encoder_name(self) -> str:
+        """What the user calls that recogniser, for messages; empty when none was used."""
+
     def __len__(self) -> int: ...
 
     def record(self, index: int) -> Record:

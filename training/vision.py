@@ -46,15 +46,19 @@ class VisionTowers(nn.Module):
 
 
 def clip_pixels(images_BHWC: Tensor, size: int) -> Tensor:
-    """CLIP's preprocessing: short side to `size` (bicubic), centre square, normalised; `[B, 3, size, size]`."""
+    """CLIP's preprocessing: short side to `size` (bicubic), centre square, 8 bits, normalised; `[B, 3, size, size]`.
+
+    Step by step what the node's host does, so that a picture has one embedding in both.
+    """
     x = images_BHWC.permute(0, 3, 1, 2).float()
     height, width = x.shape[2:]
     scale = size / min(height, width)
     new = (max(size, round(height * scale)), max(size, round(width * scale)))
     if new != (height, width):
-        x = F.interpolate(x, size=new, mode="bicubic", antialias=True).clamp(0, 1)
+        x = F.interpolate(x, size=new, mode="bicubic", antialias=True)
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
     x = x[:, :, top : top + size, left : left + size]
+    x = (255.0 * x).clamp(0, 255).round() / 255.0
     mean, std = (x.new_tensor(values)[:, None, None] for values in (CLIP_MEAN_RGB, CLIP_STD_RGB))
     return (x - mean) / std
 

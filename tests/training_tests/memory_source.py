@@ -28,6 +28,7 @@ class MemorySource:
     """`num` samples; every two neighbours are the same person. Style and face embeddings are Gaussian."""
 
     encoder = "drawn"
+    encoder_name = "drawn faces"
 
     def __init__(
         self, num: int, size: int = 64, *, prefix: str = "p", non_human: tuple[int, ...] = (), face_width: int = 8

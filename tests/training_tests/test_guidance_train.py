@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tiny_run import settings, train_tiny
 
 from attention.guidance_file import load_guidance
+from training.base import load_base
 from training.config import TowerConfig, TrainConfig
 from training.config_io import validate
 from training.guidance_data import GuidanceDraw, guidance_drops
-from training.guidance_task import face_width
+from training.guidance_task import face_width, guidance_settings
 from training.randomness import generator
 from training.unet_naming import unet_to_ldm
 from training.vision import VisionTowers, clip_pixels
@@ -80,6 +81,30 @@ def test_a_run_writes_the_linear_and_what_the_unet_learnt(train, which, request,
         assert {name.rsplit(".", 1)[1] for name in names} == {"weight", "alpha"}
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sum(line["kind"] == "validation" for line in lines) == 2
+
+
+def test_the_file_names_the_face_encoder_and_the_prior_that_fits(tiny_base, tmp_path):
+    one = [{"name": "ViT-L/14", "width": 768}]
+    for name, towers, prior in (("tiny", TOWERS, ""), ("clip_l", one, "karlo"), ("both", one + TOWERS, "")):
+        config = validate(
+            TrainConfig, {**values(tiny_base, tmp_path / name), "guidance": {"towers": towers}}, origin=""
+        )
+        made = guidance_settings(config, load_base(config.model), MemorySource(2))
+        assert (made.face_encoder, made.face_encoder_name, made.prior) == ("drawn", "drawn faces", prior)
+
+
+def test_sdxl_is_told_no_pooled_text_and_no_prompt_is_encoded(tiny_base_xl, tmp_path, monkeypatch):
+    from training.guidance_model import GuidanceModel
+    from training.text import PromptEncoder
+
+    told = []
+    forward = GuidanceModel.forward
+    monkeypatch.setattr(GuidanceModel, "forward", lambda self, *a: told.append(a[-1]) or forward(self, *a))
+    monkeypatch.setattr(PromptEncoder, "forward", lambda *_: pytest.fail("guidance reads no prompt"))
+    train_tiny(values(tiny_base_xl, tmp_path / "run"))
+    width = 64  # of the tiny model's pooled text
+    assert told and all(torch.equal(a["text_embeds"], torch.zeros(len(a["time_ids"]), width)) for a in told)
+    assert told[0]["time_ids"].tolist() == [[128, 128, 0, 0, 64, 64]] * 2
 
 
 def test_a_lora_run_leaves_the_unet_bit_identical(tiny_base, tmp_path, monkeypatch):
