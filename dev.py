@@ -3,6 +3,7 @@
     python dev.py test [pytest arguments]              lint, types and tests in .venv
     python dev.py demo --comfyui PATH [--photo FILE]   a picture from the real ComfyUI server
     python dev.py workflows --comfyui PATH             rewrites example_workflows from its API forms
+    python dev.py locales --comfyui PATH               rewrites locales/en and says what to translate
 
 `.venv` is made beside this file and filled from requirements-dev.txt. When a ComfyUI checkout is found (COMFYUI_PATH, a
 path list; else ~/ComfyUI; `none` for none), its requirements are added so that the host tests run. The checkout and its
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
 TORCHVISION = "torchvision==0.28.0"  # the release made for requirements-dev's torch
 NOT_FROM_HOST = ("torch", "torchvision", "torchaudio")
-SCRIPTS = {"demo": "demo.py", "workflows": "build_workflows.py"}
+SCRIPTS = {"demo": "demo.py", "workflows": "build_workflows.py", "locales": "build_locales.py"}
 MYPY_PACKAGES = ("attention", "faces", "training")
 
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     commands.add_parser("test", help="ruff, mypy and pytest; further arguments go to pytest", add_help=False)
     commands.add_parser("demo", help="one picture through the real server; see demo --help", add_help=False)
     commands.add_parser("workflows", help="UI forms of the examples; see workflows --help", add_help=False)
+    commands.add_parser("locales", help="texts of the nodes; see locales --help", add_help=False)
     options, rest = parser.parse_known_args(argv)
     if sys.version_info < (3, 10):  # noqa: UP036  started by whatever Python the user has
         parser.error(f"this is Python {sys.version.split()[0]}; FusedID needs 3.10 or newer")
