@@ -13,8 +13,11 @@ from typing import Any
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEEDS = {"seed", "noise_seed"}
-NODE_SIZE, COLUMN, ROW = (320, 200), 380, 60
-NOTE_SIZE = (320, 300)
+NODE_WIDTH, COLUMN, ROW = 320, 380, 60
+TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT, PICTURE_HEIGHT = 30, 20, 24, 120, 240
+PICTURE_NODES = {"LoadImage", "PreviewImage", "SaveImage"}
+TEXT_NODES = {"PreviewAny", "FusedIDDoctor", "FusedIDFaceSimilarity", "FusedIDSaveIdentity"}
+NOTE_SIZE = (440, 420)
 NOTE_TYPES = {"MarkdownNote", "Note"}
 FILE_INPUTS = {"ckpt_name", "image", "pack", "face_pack", "adapter", "vae_name", "lora_name", "clip_name", "guidance"}
 
@@ -130,7 +133,7 @@ def ui_from_api(api: Api, schemas: Schemas, *, note: str = "", name: str = "") -
     numbers = {key: int(key) for key in api}
     links: list[list[Any]] = []
     nodes = []
-    places = _places(api)
+    places = _places(api, schemas)
     for order, key in enumerate(sorted(api, key=lambda key: (_depth(api, key), numbers[key]))):
         entry = api[key]
         node = _ui_node(entry, schemas[entry["class_type"]], numbers[key], places[key], order)
@@ -203,7 +206,7 @@ def _ui_node(entry: dict[str, Any], schema: dict[str, Any], number: int, pos: li
         "id": number,
         "type": entry["class_type"],
         "pos": pos,
-        "size": list(NODE_SIZE),
+        "size": [NODE_WIDTH, node_height(entry["class_type"], schema)],
         "flags": {},
         "order": order,
         "mode": 0,
@@ -227,7 +230,7 @@ def _note(number: int, text: str, order: int) -> dict[str, Any]:
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [-COLUMN, 0],
+        "pos": [-NOTE_SIZE[0] - ROW, 0],
         "size": list(NOTE_SIZE),
         "flags": {},
         "order": order,
@@ -245,7 +248,18 @@ def _depth(api: Api, key: str) -> int:
     return 1 + max((_depth(api, source) for source in sources), default=-1)
 
 
-def _places(api: Api) -> dict[str, list[int]]:
+def node_height(node_type: str, schema: dict[str, Any]) -> int:
+    """Pixels that the frontend needs for a node without its title; inputs marked as advanced are folded away."""
+    specs = input_specs(schema)
+    shown = [spec for spec in specs if spec.is_widget and not spec.options.get("advanced")]
+    texts = sum(bool(spec.options.get("multiline")) for spec in shown)
+    slots = max(sum(not spec.is_widget for spec in specs), len(schema["output"]))
+    height = slots * SLOT_HEIGHT + sum(1 + len(spec.follow_ups) for spec in shown) * WIDGET_HEIGHT + texts * TEXT_HEIGHT
+    height += PICTURE_HEIGHT * (node_type in PICTURE_NODES) + TEXT_HEIGHT * (node_type in TEXT_NODES)
+    return height + WIDGET_HEIGHT
+
+
+def _places(api: Api, schemas: Schemas) -> dict[str, list[int]]:
     """Columns by depth, rows stacked; `_meta.pos` wins."""
     heights: dict[int, int] = {}
     places = {}
@@ -253,5 +267,6 @@ def _places(api: Api) -> dict[str, list[int]]:
         depth = _depth(api, key)
         height = heights.get(depth, 0)
         places[key] = entry.get("_meta", {}).get("pos") or [depth * COLUMN, height]
-        heights[depth] = height + NODE_SIZE[1] + 26 * len(entry["inputs"]) + ROW
+        node_type = entry["class_type"]
+        heights[depth] = height + TITLE_HEIGHT + node_height(node_type, schemas[node_type]) + ROW
     return places
