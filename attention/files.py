@@ -19,6 +19,13 @@ from torch import Tensor
 
 FORMAT = "1"
 KINDS = ("fusion", "guidance", "identity")
+PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+LOOKALIKES = (
+    (PICKLE_STARTS, "a PyTorch pickle, which could run code; only safetensors files are read here. Convert it"),
+    ((b"version https://git-lfs",), "a Git LFS pointer instead of the file. Download the file itself"),
+    ((b"<!doctype html", b"<html"), "a web page instead of the file. Download the file itself"),
+)
+"""What files under the name of a safetensors file often are, by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,16 @@ def read_header(path: Path | str) -> Header:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return Header(path, shapes, dict(file.metadata() or {}))
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path.name} is not a readable safetensors file ({error}). It may be truncated: download or save it again"
-        ) from error
+        what = _lookalike(path) if isinstance(error, SafetensorError) else None
+        reason = f"not a readable safetensors file ({error}). It may be truncated: download or save it again"
+        raise ValueError(f"{path.name} is {what or reason}") from error
+
+
+def _lookalike(path: Path) -> str | None:
+    with path.open("rb") as file:
+        start = file.read(64)
+    text = start.lstrip().lower()
+    return next((what for starts, what in LOOKALIKES if start.startswith(starts) or text.startswith(starts)), None)
 
 
 def read_tensors(header: Header, names: list[str] | None = None) -> dict[str, Tensor]:
@@ -87,11 +101,23 @@ def write_atomic(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
+        save_file(_separate(tensors), temporary, metadata=dict(metadata))
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, copied where they share memory: safetensors refuses tied weights and views."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous().cpu()
+        memory = plain.untyped_storage().data_ptr()
+        separate[name] = plain.clone() if memory in seen else plain
+        seen.add(memory)
+    return separate
 
 
 def foreign_family(shapes: Mapping[str, tuple[int, ...]]) -> str:
