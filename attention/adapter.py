@@ -116,7 +116,8 @@ def save_adapter(
         tensors[PROMPT_CONTEXT] = prompt_context.to(dtype)
     if prompt_pooled is not None:
         tensors[PROMPT_POOLED] = prompt_pooled.to(dtype)
-    require_finite(Path(path).name, tensors)
+    remedy = f"Nothing was written: the training diverged, or they are too large as {str(dtype).removeprefix('torch.')}"
+    require_finite(Path(path).name, tensors, remedy=remedy)
     write_atomic(path, tensors, {**_modelspec(settings), **(extra_metadata or {}), **_to_metadata(settings)})
 
 
@@ -130,6 +131,7 @@ def load_adapter(path: Path | str) -> FusionAdapter:
     settings = _from_metadata(header)
     sites = _sites_in(header)
     tensors = read_tensors(header)
+    _require_floats(header.path.name, tensors)
     require_finite(header.path.name, tensors)
     return FusionAdapter(
         projections={s: Projection(tensors[s + KEY_SUFFIX], tensors[s + VALUE_SUFFIX]) for s in sites},
@@ -149,7 +151,10 @@ def check_adapter_fits(adapter: FusionAdapter, sites: Iterable[Site], *, name: s
     sites = tuple(sites)
     base, model = adapter.settings.base, family_of(sites)
     if base != model and "custom" not in (base, model):
-        raise ValueError(f"{name} is an adapter for {_label(base)}, but the model is {_label(model)}")
+        raise ValueError(
+            f"{name} is an adapter for {_label(base)}, but the model is {_label(model)}. "
+            "Use an adapter trained for this base model"
+        )
     expected = {site.path: site for site in sites}
     missing = sorted(set(expected) - set(adapter.projections))
     extra = sorted(set(adapter.projections) - set(expected))
@@ -201,6 +206,14 @@ def _check_ranks(header: Header, known: set[str]) -> None:
         shape = header.shapes[name]
         if len(shape) != rank or 0 in shape:
             raise ValueError(f"{header.path.name}: {name} has shape {list(shape)}, expected {rank} non-empty axes")
+
+
+def _require_floats(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{name}: {key} is {tensor.dtype}, weights must be floating point. Get the file as fp16, bf16 or fp32"
+            )
 
 
 def _to_metadata(settings: AdapterSettings) -> dict[str, str]:

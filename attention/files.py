@@ -79,8 +79,10 @@ def read_tensors(header: Header, names: list[str] | None = None) -> dict[str, Te
 def require_kind(header: Header, kind: str) -> None:
     """Raises ValueError unless the file is ours, of this kind, and of a format this version reads."""
     if header.kind != kind:
-        what = f"a FusedID {header.kind} file" if header.kind in KINDS else foreign_family(header.shapes)
-        raise ValueError(f"{header.path.name} is {what}, but a FusedID {kind} file is needed here")
+        ours = header.kind in KINDS
+        what = f"a FusedID {header.kind} file" if ours else foreign_family(header.shapes)
+        remedy = f". Load it with {KINDS[header.kind]}" if ours else ""
+        raise ValueError(f"{header.path.name} is {what}, but a FusedID {kind} file is needed here{remedy}")
     found = header.metadata.get("fusedid.format", "?")
     if found != FORMAT:
         raise ValueError(
@@ -88,11 +90,13 @@ def require_kind(header: Header, kind: str) -> None:
         )
 
 
-def require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+def require_finite(
+    name: str, tensors: Mapping[str, Tensor], *, remedy: str = "The file is damaged; get it again"
+) -> None:
     """Raises ValueError naming the first tensor that holds NaN or infinity."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise ValueError(f"{name}: the weights of {key} hold NaN or infinity. The file is damaged; get it again")
+            raise ValueError(f"{name}: the weights of {key} hold NaN or infinity. {remedy}")
 
 
 def write_atomic(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
