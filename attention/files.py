@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = "1"
-KINDS = ("fusion", "guidance", "identity")
+KINDS = {"fusion": "FusedIDAttentionPatch", "guidance": "HybridGuidance", "identity": "FusedIDLoadIdentity"}
+"""What our files hold, and the node that loads each."""
 PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 LOOKALIKES = (
     (PICKLE_STARTS, "a PyTorch pickle, which could run code; only safetensors files are read here. Convert it"),

@@ -96,6 +96,7 @@ class FusionLab:
         self.run(model, sampler=sampler, sigmas=sigmas, noise=x / sigma, latent=torch.zeros_like(x))
         return seen[0]
 
+    @torch.no_grad()
     def run(
         self, model: Any, *, sampler: Any, sigmas: Tensor, noise: Tensor, latent: Tensor, cfg: float = 3.0
     ) -> Tensor:
