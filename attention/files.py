@@ -80,9 +80,9 @@ def read_tensors(header: Header, names: list[str] | None = None) -> dict[str, Te
 def require_kind(header: Header, kind: str) -> None:
     """Raises ValueError unless the file is ours, of this kind, and of a format this version reads."""
     if header.kind != kind:
-        ours = header.kind in KINDS
-        what = f"a FusedID {header.kind} file" if ours else foreign_family(header.shapes)
-        remedy = f". Load it with {KINDS[header.kind]}" if ours else ""
+        loader = KINDS.get(header.kind or "")
+        what = f"a FusedID {header.kind} file" if loader else foreign_family(header.shapes)
+        remedy = f". Load it with {loader}" if loader else ""
         raise ValueError(f"{header.path.name} is {what}, but a FusedID {kind} file is needed here{remedy}")
     found = header.metadata.get("fusedid.format", "?")
     if found != FORMAT:

@@ -302,10 +302,12 @@ def test_photomaker_with_its_lora_is_still_photomaker() -> None:
     assert foreign_family(dict.fromkeys(names, (1,))) == "a PhotoMaker file"
 
 
-@pytest.mark.parametrize("kind", ["guidance", "identity"])
-def test_our_other_kinds_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "node"), [("guidance", "HybridGuidance"), ("identity", "FusedIDLoadIdentity")])
+def test_our_other_kinds_are_refused_by_name(tmp_path: Path, kind: str, node: str) -> None:
     write_atomic(tmp_path / "x.safetensors", OLD, {"fusedid.kind": kind, "fusedid.format": "1"})
-    with pytest.raises(ValueError, match=rf"is a FusedID {kind} file, but a FusedID fusion file is needed here"):
+    with pytest.raises(
+        ValueError, match=rf"is a FusedID {kind} file, but a FusedID fusion file is needed here\. Load it with {node}"
+    ):
         require_kind(read_header(tmp_path / "x.safetensors"), "fusion")
     require_kind(read_header(tmp_path / "x.safetensors"), kind)
 
