@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .doctor import FusedIDDoctor
 from .face_embed import FaceEmbed
+from .face_folder import FaceFolder
 from .folders import register_folders
 from .fused_attention import FusedIDAttentionPatch
 from .hybrid_guidance import HybridGuidance
@@ -31,5 +32,6 @@ class FusedIDExtension(ComfyExtension):
             SaveIdentity,
             LoadIdentity,
             FaceSimilarity,
+            FaceFolder,
             FusedIDDoctor,
         ]
