@@ -95,7 +95,7 @@ class SharedSelfAttention:
         return LayerFeatures(seen.key, seen.value, tokens, statistics(seen.query, seen.key))
 
 
-def latent_fingerprint(latent: Tensor) -> str:
+def tensor_fingerprint(latent: Tensor) -> str:
     """sha256 of a tensor's content."""
     return hashlib.sha256(latent.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()
 

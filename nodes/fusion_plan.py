@@ -55,8 +55,8 @@ class FusionPlan:
 
     attention: `attn2` (cross-attention) or `attn1` (self-attention, training-free). active: paths of the sites that see
     the faces. both: whether the negative prompt's rows see them too. adain: whether queries and keys take on the
-    reference's statistics. number: names the run in the options of a UNet call. kept: what the layers keep between
-    calls, emptied after sampling.
+    reference's statistics. number: names the run in the options of a UNet call. kept, prompts: features, and
+    prompts' fingerprints by the host's name, of the run in progress; emptied after sampling.
     """
 
     faces: ReferencePass | GivenFaces
@@ -73,7 +73,13 @@ class FusionPlan:
     routed: RoutedIdentities | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     kept: dict[Any, ReferenceFeatures] = field(default_factory=dict)
+    prompts: dict[Any, str] = field(default_factory=dict)
     regions: dict[Any, tuple[Region, ...]] = field(default_factory=dict)
+
+    def forget_run(self) -> None:
+        """Lets go of what only the run in progress needed."""
+        self.kept.clear()
+        self.prompts.clear()
 
 
 @dataclass(frozen=True, eq=False)

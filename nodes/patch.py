@@ -33,7 +33,8 @@ def install_fusion(model: Any, plan: FusionPlan) -> tuple[Any, int]:
     key = f"fusedid_{plan.number}"
     clone.add_wrapper_with_key(extension.WrappersMP.CALC_COND_BATCH, key, _note_areas)
     clone.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, key, _prepare_call(plan))
-    clone.add_callback_with_key(extension.CallbacksMP.ON_CLEANUP, key, lambda *_: plan.kept.clear())
+    for event in (extension.CallbacksMP.ON_PRE_RUN, extension.CallbacksMP.ON_CLEANUP):  # a run that failed had no end
+        clone.add_callback_with_key(event, key, lambda *_: plan.forget_run())
     clone.add_callback_with_key(extension.CallbacksMP.ON_CLONE, key, _own_slots)
     _register_memory(clone, key, plan)
     return clone, layers

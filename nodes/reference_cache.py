@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attention.cache import ReferenceCache, ReferenceFeatures
+from .face_sources import tensor_fingerprint
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass
 from .reference import OVERRIDE, POOLED_WIDTH, ReferenceLatent, ReferenceText, reference_features
 
@@ -31,7 +32,7 @@ def call_features(
         dtype = compute_dtype(base)
         placed = tuple(_placed(plan, one, x.device, dtype) for one in faces.features)
         return placed, None if faces.negative is None else _placed(plan, faces.negative, x.device, dtype)
-    text = _text(faces, context, y, options)
+    text = _text(plan, faces, context, y, options)
     sigma = t.flatten()[:1] if faces.matched else None
     level = None if sigma is None else float(sigma)
     if level is not None:  # another step's features are never asked for again
@@ -94,16 +95,22 @@ def _placed(plan: FusionPlan, features: ReferenceFeatures, device: torch.device,
     return plan.kept[key]
 
 
-def _text(faces: ReferencePass, context: Tensor | None, y: Tensor | None, options: Options) -> ReferenceText:
+def _text(
+    plan: FusionPlan, faces: ReferencePass, context: Tensor | None, y: Tensor | None, options: Options
+) -> ReferenceText:
     kinds = list(options.get("cond_or_uncond") or ())
     if not faces.positive_text or context is None or 0 not in kinds:
         return faces.text
     chunk = kinds.index(0)
     row = chunk * (context.shape[0] // len(kinds))
+    tokens = context[row : row + 1]
     pooled = faces.text.pooled if y is None else y[row : row + 1, :POOLED_WIDTH]
-    # The conditioning's own name: reading the tensor's content would stall the device at every step.
-    name = (options.get("uuids") or [id(context)] * len(kinds))[chunk]
-    return ReferenceText(context[row : row + 1], pooled, "the positive prompt", str(name))
+    # The host names a prompt anew in every run, so its content is read once per run, not once per step.
+    name = options["uuids"][chunk] if options.get("uuids") else None
+    known = plan.prompts.get(name) or tensor_fingerprint(tokens)
+    if name is not None:
+        plan.prompts[name] = known
+    return ReferenceText(tokens, pooled, "the positive prompt", known)
 
 
 def _weights_state(base: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from PIL import Image
 from ..attention.adapter import FusionAdapter
 from ..attention.grid import LATENT_SCALE
 from ..attention.sites import Site
-from .face_sources import latent_fingerprint
+from .face_sources import tensor_fingerprint
 from .fusion_plan import Shown
 from .reference import ReferenceLatent, ReferenceText
 
@@ -42,7 +42,7 @@ def _encoded(model: Any, vae: Any, crop: np.ndarray, size: int) -> ReferenceLate
     if not bool(torch.isfinite(latent).all()):
         raise ValueError("the VAE gave NaN for the reference face; run it in fp32 (--fp32-vae) or use another VAE")
     latent = model.model.process_latent_in(latent.float())
-    return ReferenceLatent(latent, latent_fingerprint(latent))
+    return ReferenceLatent(latent, tensor_fingerprint(latent))
 
 
 def _pixels(crop: np.ndarray, size: int) -> torch.Tensor:
@@ -69,4 +69,4 @@ def reference_text(adapter: FusionAdapter | None, clip: Any, sites: tuple[Site, 
             f"the text encoder gives {context.shape[-1]} numbers per token, the model takes {sites[0].context}. "
             "Connect the CLIP that belongs to the model"
         )
-    return ReferenceText(context, pooled, label, latent_fingerprint(context))
+    return ReferenceText(context, pooled, label, tensor_fingerprint(context))
