@@ -168,3 +168,8 @@ def test_someone_outside_the_area_is_not_brought_into_it() -> None:
     for grid, background in itertools.product([(64, 30), (8, 4)], ("all", "none")):
         (region,) = route(left, grid, background=background)  # type: ignore[arg-type]
         assert region.identities == (0,) and region.queries is None
+
+
+def test_a_token_belongs_to_someone_from_half_of_its_cell_on() -> None:
+    coverage = torch.tensor([[1.0, 0.5, 0.49, 0.3], [0.0, 0.0, 0.0, 0.7]])
+    assert exclusive_tokens(coverage, (1, 4)).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
