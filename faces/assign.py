@@ -10,8 +10,6 @@ from .embedding import cosine_matrix
 from .encoder import Face
 from .select import LARGEST, MOST_SIMILAR, order_faces
 
-ASSIGNMENTS = ("left to right", "right to left", "top to bottom", "largest", "most similar")
-
 
 def assign_by_order(faces: Sequence[Face], identities: int, order: str) -> list[int]:
     """Face index of each identity, in the identities' order.
@@ -19,7 +17,7 @@ def assign_by_order(faces: Sequence[Face], identities: int, order: str) -> list[
     With more faces than identities the largest faces are taken first and then put in order, so that passers-by in the
     background do not shift everybody. Fewer faces than identities: ``ValueError``.
     """
-    _require_enough(len(faces), identities)
+    require_enough_faces(len(faces), identities)
     if order == MOST_SIMILAR:
         raise ValueError(f"{MOST_SIMILAR!r} is not an order of places; it needs the embeddings of faces and identities")
     main = order_faces(faces, LARGEST)[:identities]
@@ -34,15 +32,17 @@ def assign_by_similarity(face_embeddings: np.ndarray, identity_embeddings: np.nd
     """
     from scipy.optimize import linear_sum_assignment
 
-    _require_enough(len(face_embeddings), len(identity_embeddings))
+    require_enough_faces(len(face_embeddings), len(identity_embeddings))
     similarity = cosine_matrix(identity_embeddings, face_embeddings)
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     return [int(column) for column in columns], [float(value) for value in similarity[rows, columns]]
 
 
-def _require_enough(faces: int, identities: int) -> None:
+def require_enough_faces(faces: int, identities: int) -> None:
+    """``ValueError`` when a picture has fewer faces than there are identities to place in it."""
     if faces < identities:
         raise ValueError(
-            f"{faces} face{'' if faces == 1 else 's'} found in the picture for {identities} identities; use a picture "
-            "with as many visible faces as identities, connect fewer identities, or draw the masks by hand"
+            f"{faces} face{'' if faces == 1 else 's'} found in the picture for {identities} "
+            f"identit{'y' if identities == 1 else 'ies'}; use a picture with as many visible faces as identities "
+            "(small ones are found with a larger det_size), connect fewer identities, or draw the masks by hand"
         )

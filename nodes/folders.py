@@ -12,13 +12,15 @@ INSIGHTFACE = "insightface"
 
 
 def register_folders() -> None:
-    """Adds `models/fusedid`, `models/identities` and the folders community adapters live in."""
+    """Adds `models/fusedid`, `models/identities`, segmentation models and the folders community adapters live in."""
     from .community_files import register_community_folders
     from .guidance_files import register_prior_folder
+    from .segmentation_files import register_segmentation_folder
 
     for name in (ADAPTERS, IDENTITIES):
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
     register_prior_folder()
+    register_segmentation_folder()
     register_community_folders()
 
 

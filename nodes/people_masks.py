@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..faces.align import align_face
@@ -29,6 +30,8 @@ ORDER_OF_CHOICE = {
     "largest first": LARGEST,
     "most similar": MOST_SIMILAR,
 }
+LARGEST_MAP = 1536
+"""Longer side in pixels of the masks that are found: far more than the layers of a UNet see."""
 HEAD, BODY = "head", "body"
 REGIONS = [HEAD, BODY]
 
@@ -44,7 +47,7 @@ class FoundPeople:
 def find_people(
     picture: np.ndarray, people: Sequence[Person], places: Sequence[Place], encoder: Any, *, assign: str, region: str
 ) -> FoundPeople:
-    """Places in uint8 `[H, W, 3]` for everybody whose place was not painted; painted places stay as they are.
+    """Places in a picture (uint8 `[H, W, 3]`) for everybody whose place was not painted; painted ones stay.
 
     Faces under a painted mask are taken. Raises ValueError for too few faces, no encoder, an identity that cannot be
     compared, or a missing segmentation model.
@@ -84,10 +87,20 @@ def _chosen(
 
 
 def _labels(picture: np.ndarray, faces: Sequence[Face], region: str) -> np.ndarray:
-    """Label map of all faces, so that nobody's region reaches into a bystander."""
+    """Label map of all faces, so that nobody's region reaches into a bystander; at most LARGEST_MAP pixels long."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, LARGEST_MAP / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = [_scaled(face, scale) for face in faces]
     if region == HEAD:
-        return head_labels(faces, *picture.shape[:2])
-    return body_labels(faces, person_map(picture, faces, load_segmenter()))
+        return head_labels(small, *size)
+    seen = picture if scale == 1.0 else np.asarray(Image.fromarray(picture).resize(size[::-1]))
+    return body_labels(small, person_map(seen, small, load_segmenter()))
+
+
+def _scaled(face: Face, scale: float) -> Face:
+    x0, y0, x1, y1 = (side * scale for side in face.box)
+    return Face((x0, y0, x1, y1), face.score, face.keypoints * np.float32(scale))
 
 
 def _taken(face: Face, picture: np.ndarray, painted: Sequence[Tensor]) -> bool:

@@ -28,8 +28,8 @@ def given_mask(mask: Tensor) -> Tensor:
     flat = mask.detach().float().cpu().reshape(-1, *mask.shape[-2:])
     if len(flat) > 1:
         raise ValueError(
-            f"got a batch of {len(flat)} masks for one person; wanted is one. Chain one router per person and give each "
-            "its own mask, or join the batch into one mask before"
+            f"got a batch of {len(flat)} masks for one person; wanted is one. Chain one router per person and give "
+            "each its own mask, or join the batch into one mask before"
         )
     if not bool(torch.isfinite(flat).all()):
         raise ValueError("the mask holds NaN or infinite values; draw it again or pass it through a threshold")
@@ -81,12 +81,13 @@ def _hard(masks_IHW: Tensor, overlap: Overlap) -> Tensor:
     for number, mask in enumerate(masks_IHW, start=1):
         if float(mask.amax()) < HALF:
             raise ValueError(
-                f"the mask of person {number} reaches {float(mask.amax()):.2f} at most, and without feather only values "
-                f"from {HALF} on count. Paint it white, or set feather above 0"
+                f"the mask of person {number} reaches {float(mask.amax()):.2f} at most, and without feather only "
+                f"values from {HALF} on count. Paint it white, or set feather above 0"
             )
     claims = torch.where(masks_IHW >= HALF, masks_IHW, 0.0)
-    # Two values of exactly one half do not exceed 1 together, so only the second pass sees them as an overlap.
-    return resolve_overlaps((resolve_overlaps(claims, overlap) > 0).float(), overlap)
+    hard = (resolve_overlaps(claims, overlap) > 0).float()
+    # Two values of exactly one half do not exceed 1 together, so only a second look sees them as an overlap.
+    return hard if float(hard.sum(0).amax()) <= 1 else resolve_overlaps(hard, overlap)
 
 
 def _box_blurred(masks_IHW: Tensor, radius: int) -> Tensor:

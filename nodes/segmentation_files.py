@@ -25,8 +25,8 @@ def load_segmenter() -> PersonSegmenter:
     if not files:
         raise ValueError(
             f"region 'body' needs a person segmentation model, and there is no {SUFFIX} file in "
-            f"{' or '.join(map(str, folders))}. Put one there, such as MediaPipe's {EXAMPLE} (Apache-2.0, about 0.5 MB), "
-            "or choose region 'head'"
+            f"{' or '.join(map(str, folders))}. Put one there, such as MediaPipe's {EXAMPLE} (Apache-2.0, 0.5 MB), or "
+            "choose region 'head'"
         )
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
