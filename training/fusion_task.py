@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attention.adapter import AdapterSettings, Projection, load_adapter, save_adapter
 
 from .base import BaseModel
+from .compiled import compile_blocks
 from .config import TrainConfig, without_chance
 from .data import FusionDraw, Sample
 from .pictures import draw_validation
@@ -96,7 +97,7 @@ class FusionTask:
 
     def compile(self) -> None:
         """Compile the transformer blocks."""
-        self.model.unet.compile_repeated_blocks()
+        compile_blocks(self.model.unet)
 
     def load(self, path: Path) -> None:
         """Start from an adapter file."""

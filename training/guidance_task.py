@@ -18,6 +18,7 @@ from attention.guidance_settings import GuidanceSettings, Tower, prior_for
 from attention.sites import family_of
 
 from .base import BaseModel
+from .compiled import compile_blocks
 from .config import TrainConfig, without_chance
 from .data import Sample
 from .guidance_data import GuidanceDraw
@@ -102,7 +103,7 @@ class GuidanceTask:
 
     def compile(self) -> None:
         """Compile the transformer blocks."""
-        self.model.unet.compile_repeated_blocks()
+        compile_blocks(self.model.unet)
 
     def load(self, path: Path) -> None:
         """Start the Linear from a guidance file. Raises ValueError when its columns mean something else."""

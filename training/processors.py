@@ -87,15 +87,26 @@ class FaceCrossAttention(AttnProcessor2_0):
     ) -> Tensor:
         """Records, fuses, or does what diffusers does. Shapes: hidden states `[B, Q, C]`, context `[B, T, D_c]`."""
         if isinstance(faces, Recording):
-            faces.hidden[self.path] = hidden_states
+            self._record(faces, hidden_states)
         if not isinstance(faces, FaceCall) or not faces.active:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
             raise ValueError("fused attention takes no text mask; pass the whole text context without a mask")
         q = attn.to_q(hidden_states)
         k, v = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        out = _attend_rows(q, k, v, attn.heads, faces, self.path)
+        out = self._attend(q, k, v, attn.heads, faces)
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+
+    # These two stay outside compiled code. What depends on the path would be compiled anew for every site, and after
+    # the first eight of them torch gives up without an error.
+
+    @torch.compiler.disable
+    def _record(self, recording: Recording, hidden_states: Tensor) -> None:
+        recording.hidden[self.path] = hidden_states
+
+    @torch.compiler.disable
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int, faces: FaceCall) -> Tensor:
+        return _attend_rows(q, k, v, heads, faces, self.path)
 
 
 def _attend_rows(q: Tensor, k: Tensor, v: Tensor, heads: int, faces: FaceCall, path: str) -> Tensor:

@@ -108,6 +108,27 @@ def test_gradient_checkpointing_changes_nothing():
         assert torch.allclose(grad, grads[1][name], atol=1e-7), name
 
 
+@pytest.mark.slow
+def test_sites_that_are_alike_share_their_compiled_code():
+    """torch compiles a block eight times by default and then goes on uncompiled, without an error: here that is one."""
+    from training.compiled import compile_blocks
+
+    torch._dynamo.reset()
+    model = FusedUNet(tiny_models.tiny_unet("sdxl", widths=(32, 32)), SETTINGS).train()
+    inputs = latents(2), torch.tensor([10, 500]), context(2, "sdxl"), [reference(kind="sdxl")]
+    expected = model(*inputs)
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compile_blocks(model.unet, backend=backend)
+        assert torch.allclose(model(*inputs), expected, atol=1e-5)
+    assert 0 < len(compiled) < 2 * len(model.sites)
+
+
 def test_rows_without_a_face_are_as_if_alone():
     model = fused()
     x, t, c = latents(3), torch.tensor([10, 500, 900]), context(3)
