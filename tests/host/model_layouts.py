@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 Shape = tuple[int, ...]
 MODEL_CHANNELS = 320
 CLIP_WIDTH, CLIP_LAYERS, CLIP_VOCABULARY, CLIP_TOKENS = 768, 12, 49408, 77
+CLIP_G_WIDTH, CLIP_G_LAYERS = 1280, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,30 @@ def _unet_weights(layout: UNetLayout) -> Iterator[tuple[str, Shape]]:
     yield from _layer("out.2", 4, width, 3, 3)
 
 
+def controlnet_shapes(layout: UNetLayout) -> dict[str, Shape]:
+    """Every weight of a ControlNet for a UNet of this layout, in the original (LDM) names."""
+    unet = dict(_unet_weights(layout))
+    kept = {name: shape for name, shape in unet.items() if not name.startswith(("output_blocks.", "out."))}
+    skips = _skip_widths(layout)
+    zeros = [weight for i, width in enumerate(skips) for weight in _layer(f"zero_convs.{i}.0", width, width, 1, 1)]
+    channels = (3, 16, 16, 32, 32, 96, 96, 256, MODEL_CHANNELS)
+    hint = [
+        weight
+        for i, (into, out) in enumerate(pairwise(channels))
+        for weight in _layer(f"input_hint_block.{2 * i}", out, into, 3, 3)
+    ]
+    width = layout.widths[-1]
+    return {**kept, **dict(zeros), **dict(hint), **dict(_layer("middle_block_out.0", width, width, 1, 1))}
+
+
+def _skip_widths(layout: UNetLayout) -> list[int]:
+    """Channels of what each input block hands to the other side."""
+    widths = [MODEL_CHANNELS]
+    for level, width in enumerate(layout.widths):
+        widths += [width] * (layout.res_blocks + (level + 1 < len(layout.widths)))
+    return widths
+
+
 def _layer(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.weight", shape
     if bias:
@@ -194,3 +220,20 @@ def clip_l_shapes() -> dict[str, Shape]:
         weights += _layer(f"{name}.mlp.fc1", 4 * CLIP_WIDTH, CLIP_WIDTH)
         weights += _layer(f"{name}.mlp.fc2", CLIP_WIDTH, 4 * CLIP_WIDTH)
     return dict([*weights, *_norm("text_model.final_layer_norm", CLIP_WIDTH)])
+
+
+def clip_g_shapes() -> dict[str, Shape]:
+    """The larger text encoder of SDXL in open_clip's names (695 M weights, also fixed by the host)."""
+    width = CLIP_G_WIDTH
+    weights: list[tuple[str, Shape]] = [
+        ("token_embedding.weight", (CLIP_VOCABULARY, width)),
+        ("positional_embedding", (CLIP_TOKENS, width)),
+        ("text_projection", (width, width)),
+    ]
+    for i in range(CLIP_G_LAYERS):
+        name = f"transformer.resblocks.{i}"
+        weights += [(f"{name}.attn.in_proj_weight", (3 * width, width)), (f"{name}.attn.in_proj_bias", (3 * width,))]
+        weights += [*_layer(f"{name}.attn.out_proj", width, width), *_norm(f"{name}.ln_1", width)]
+        weights += [*_layer(f"{name}.mlp.c_fc", 4 * width, width), *_layer(f"{name}.mlp.c_proj", width, 4 * width)]
+        weights += _norm(f"{name}.ln_2", width)
+    return dict([*weights, *_norm("ln_final", width)])

@@ -6,6 +6,7 @@ stay near unit variance and the text visibly changes the prediction.
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from model_layouts import (
     LAYOUTS,
     MODEL_CHANNELS,
     Shape,
+    clip_g_shapes,
     clip_l_shapes,
+    controlnet_shapes,
     taesd_decoder_shapes,
     taesd_encoder_shapes,
     unet_shapes,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 COLOURS = [0, 1, 2]
 VAE_NOISE = 0.05
@@ -135,6 +138,24 @@ class SmallModels:
         save_file(weights, path)
         return path
 
+    def sdxl_checkpoint(self, layout: str = "sdxl_tiny", *, seed: int = 0) -> Path:
+        """As `checkpoint`, with both text encoders. CLIP-G's layers are zeros that take no room on the disk."""
+        path = self._path("checkpoints", f"{layout}_{seed}_text.safetensors")
+        if path.exists():
+            return path
+        clip_g = clip_g_shapes()
+        read = {name: shape for name, shape in clip_g.items() if ".resblocks." not in name}
+        weights = {
+            **load_file(self.checkpoint(layout, seed=seed)),
+            **_prefixed(
+                "conditioner.embedders.0.transformer.", random_weights(clip_l_shapes(), seed=seed, dtype=torch.float16)
+            ),
+            **_prefixed("conditioner.embedders.1.model.", random_weights(read, seed=seed, dtype=torch.float16)),
+        }
+        zeros = {f"conditioner.embedders.1.model.{name}": clip_g[name] for name in clip_g.keys() - read.keys()}
+        save_sparse(path, weights, zeros)
+        return path
+
     def adapter(self, layout: str = "sd15_small", *, seed: int = 0) -> Path:
         """A random fusion adapter with every site of a layout, in `models/fusedid`, with a reference prompt."""
         from attention.adapter import AdapterSettings, Projection, save_adapter
@@ -156,6 +177,24 @@ class SmallModels:
             prompt_context=context[0],
             prompt_pooled=extra["pooled_output"][0],
         )
+        return path
+
+    def controlnet(self, layout: str = "sd15_full", *, seed: int = 0) -> Path:
+        """A random ControlNet of a layout, for ControlNetLoader; it adds about a tenth of the UNet's activations."""
+        path = self._path("controlnet", f"{layout}_{seed}.safetensors")
+        if not path.exists():
+            save_file(random_weights(controlnet_shapes(LAYOUTS[layout]), seed=seed, dtype=torch.float16), path)
+        return path
+
+    def lora(self, layout: str = "sd15_full", *, seed: int = 0) -> Path:
+        """A random LoRA of rank 2 on the queries of every cross-attention, for LoraLoader."""
+        path = self._path("loras", f"{layout}_{seed}.safetensors")
+        if not path.exists():
+            suffix = ".attn2.to_q.weight"
+            widths = {k: v[0] for k, v in unet_shapes(LAYOUTS[layout]).items() if k.endswith(suffix)}
+            down = {f"diffusion_model.{k[:-7]}.lora_down.weight": (2, width) for k, width in widths.items()}
+            up = {f"diffusion_model.{k[:-7]}.lora_up.weight": (width, 2) for k, width in widths.items()}
+            save_file(random_weights(down | up, seed=seed), path)
         return path
 
     def load_unet(self, layout: str = "sd15_small", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -185,6 +224,28 @@ class SmallModels:
     def _path(self, folder: str, name: str) -> Path:
         (self.models_dir / folder).mkdir(parents=True, exist_ok=True)
         return self.models_dir / folder / name
+
+
+def save_sparse(path: Path, weights: dict[str, torch.Tensor], zeros: dict[str, Shape]) -> None:
+    """A safetensors file in which fp16 zeros of these shapes follow the weights as a hole in the file."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in weights.items():
+        size = tensor.numel() * tensor.element_size()
+        kind = {torch.float16: "F16", torch.float32: "F32"}[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    for name, shape in zeros.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in weights.values():
+            file.write(tensor.contiguous().numpy().tobytes())
+        file.truncate(8 + len(text) + end)
 
 
 def _prefixed(prefix: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,10 @@ PICTURE_NODES = {"LoadImage", "PreviewImage", "SaveImage"}
 TEXT_NODES = {"PreviewAny", "FusedIDDoctor", "FusedIDFaceSimilarity", "FusedIDSaveIdentity"}
 NOTE_SIZE = (440, 420)
 NOTE_TYPES = {"MarkdownNote", "Note"}
-FILE_INPUTS = {"ckpt_name", "image", "pack", "face_pack", "adapter", "vae_name", "lora_name", "clip_name", "guidance"}
+FILE_INPUTS = {
+    *("ckpt_name", "image", "pack", "face_pack", "adapter", "vae_name", "lora_name", "clip_name", "guidance"),
+    *("control_net_name", "folder", "identity_file"),
+}
 
 Api = dict[str, dict[str, Any]]
 Schemas = dict[str, dict[str, Any]]
