@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from workflow_forms import api_from_ui, faults, ui_from_api, with_inputs
+from workflow_forms import api_from_ui, completed, faults, ui_from_api, with_inputs
 
 SCHEMAS = {
     "Load": {
@@ -73,3 +73,28 @@ def test_faults_are_found(change, fault):
 def test_unknown_node_and_missing_input_are_found():
     assert faults({"1": {"class_type": "Gone", "inputs": {}}}, SCHEMAS) == ["1: no node Gone"]
     assert faults({"1": {"class_type": "Load", "inputs": {}}}, SCHEMAS) == ["1: image is missing"]
+
+
+def test_forms_saved_before_an_optional_input_was_added_stay_good():
+    """The host fills optional inputs, the frontend widgets: nodes may get inputs and saved workflows still run."""
+    saved = ui_from_api(API, SCHEMAS)
+    blend = SCHEMAS["Blend"]["input"]
+    later = {
+        "softness": ["FLOAT", {"default": 0.1, "min": 0.0, "max": 1.0}],
+        "guide": ["IMAGE"],
+        "order": ["COMBO", {"options": ["up", "down"]}],
+    }
+    grown = {**SCHEMAS, "Blend": {**SCHEMAS["Blend"], "input": {**blend, "optional": {**blend["optional"], **later}}}}
+    assert faults(API, grown) == []
+    filled = completed(API, grown)
+    assert filled["7"]["inputs"] == API["7"]["inputs"] | {"softness": 0.1, "order": "up"}
+    assert "guide" not in filled["7"]["inputs"] and faults(filled, grown) == []
+    assert {key: entry["inputs"] for key, entry in api_from_ui(saved, grown).items()} == {
+        key: entry["inputs"] for key, entry in filled.items()
+    }
+
+
+def test_a_required_input_is_no_default():
+    without = {**API, "7": {**API["7"], "inputs": {"mask": ["1", 1], "seed": 3, "mode": "add"}}}
+    assert faults(without, SCHEMAS) == ["7: first is missing"]
+    assert faults(completed(without, SCHEMAS), SCHEMAS) == ["7: first is missing"]
