@@ -17,7 +17,7 @@ from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
 from .fusion_report import fusion_report
 from .patch import install_fusion
 from .separation import patch_separation
-from .wire_types import RoutedIdentities
+from .wire_types import RoutedIdentities, require_places
 
 NATIVE_SIZE = {"sdxl": 1024}
 """Side in pixels a family's models were trained at, where it is not the usual one."""
@@ -88,7 +88,10 @@ def _people(identity: Any, routed: RoutedIdentities | None) -> tuple[Any, ...]:
     if (identity is None) == (routed is None):
         got = "neither" if identity is None else "both"
         raise ValueError(f"connect either 'identity' (one person) or 'routed' (several with masks); got {got}")
-    return (identity,) if routed is None else routed.identities
+    if routed is None:
+        return (identity,)
+    require_places(routed)
+    return routed.identities
 
 
 def _active(sites: tuple[Site, ...], layers: str) -> frozenset[str]:

@@ -167,7 +167,10 @@ def ui_from_api(api: Api, schemas: Schemas, *, note: str = "", name: str = "") -
 
 
 def api_from_ui(ui: dict[str, Any], schemas: Schemas) -> Api:
-    """The prompt that the frontend would queue for a UI form, without `_meta`."""
+    """The prompt that the frontend would queue for a UI form, without `_meta`.
+
+    Widgets that were added to a node after the form was saved have their default, as in the frontend.
+    """
     sources = {link[0]: [str(link[1]), link[2]] for link in ui["links"]}
     api: Api = {}
     for node in ui["nodes"]:
@@ -178,9 +181,9 @@ def api_from_ui(ui: dict[str, Any], schemas: Schemas) -> Api:
         inputs: dict[str, Any] = {}
         for spec in input_specs(schemas[node["type"]]):
             if spec.is_widget:
-                inputs[spec.name] = next(values)
+                inputs[spec.name] = next(values, spec.default)
                 for _ in spec.follow_ups:
-                    next(values)
+                    next(values, None)
             if spec.name in linked:
                 inputs[spec.name] = linked[spec.name]
         api[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
