@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers_twin import diffusers_unet
 from guidance_lab import SHA, STYLE, Lab, embedding, sample, write_guidance
-from test_parity_diffusers import twins
 
 from attention.guidance import prepare_style
 from attention.guidance_file import load_guidance
@@ -132,7 +132,7 @@ def test_what_training_writes_predicts_the_same_in_the_host(
     lab, comfyui, small_models, training_kit, tmp_path, layout, train
 ):
     """Guidance file with LoRA on the base, or with the whole UNet: the host's nodes load them as they are."""
-    task = trained_task(training_kit, twins(small_models, layout).fused.unet, tmp_path, train)
+    task = trained_task(training_kit, diffusers_unet(small_models.load_unet(layout)), tmp_path, train)
     name = f"trained_{layout}_{train}"
     saved(task, tmp_path, comfyui.base / "models", name)
     base = small_models.load_unet(layout)

@@ -1,218 +1,120 @@
-"""Promise 3: the same adapter gives the same UNet output in ComfyUI and in diffusers (fp32, 1e-4).
+"""Promise 3: the same adapter file gives the same UNet output in ComfyUI and in diffusers (fp32, 1e-4).
 
-One small model per layout: the host's random checkpoint, loaded by the host, and the same weights in diffusers' UNet.
+One small model per layout, with the same weights in both. In ComfyUI FusedIDAttentionPatch (and MultiIDMaskRouter) do
+the work inside the host's sampling code; in diffusers the code that `python -m training.sample` draws with.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers_twin import HostBase, UNetCall, VaeOnCpu, context_of, fused_twin, watched_call
+from fusion_lab import SIGMA, FusionLab, halves, largest, noise
+from torch import Tensor
 
-from attention.adapter import AdapterSettings
-from attention.fusion import FaceKeys, decoupled_attention, fused_attention, length_term
-from attention.grid import grid_at_level
-from attention.routing import route
-from training.unet import FusedUNet, Reference, TextContext
+from attention.adapter import load_adapter
+from attention.fusion import FaceControls
+from attention.sites import discover_sites
+from training.draw import DrawOptions, Person, make_references
+from training.processors import other_rows
+from training.unet import FusedUNet
 
-pytestmark = pytest.mark.host
 LAYOUTS = ["sd15_small", "sdxl_tiny"]
 TOLERANCE = 1e-4
+LATENT = (9, 12)
 
 
-@dataclass(frozen=True, eq=False)
-class Twins:
-    """The host's ModelPatcher and a diffusers `FusedUNet` with the same weights."""
+@pytest.fixture(scope="module")
+def labs(pack: Any, small_models: Any) -> Any:
+    made: dict[str, tuple[FusionLab, FusedUNet]] = {}
 
-    patcher: Any
-    fused: FusedUNet
-    sdxl: bool
+    def lab(layout: str) -> tuple[FusionLab, FusedUNet]:
+        if layout not in made:
+            host = FusionLab(pack, small_models, layout)
+            made[layout] = host, fused_twin(host.model)
+        host, fused = made[layout]
+        fused.load_adapter(load_adapter(host.adapter), name=host.adapter.name)
+        return host, fused
 
-    @property
-    def ldm(self) -> torch.nn.Module:
-        return self.patcher.model.diffusion_model
-
-    def context(self, rows: int, seed: int) -> TextContext:
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randn(rows, 77, 2048 if self.sdxl else 768, generator=generator)
-        if not self.sdxl:
-            return TextContext(tokens)
-        ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(rows, -1)
-        return TextContext(tokens, torch.randn(rows, 1280, generator=generator), ids)
+    return lab
 
 
-def twins(small_models, layout: str) -> Twins:
-    from diffusers import UNet2DConditionModel
-
-    patcher = small_models.load_unet(layout)
-    config = patcher.model.model_config.unet_config
-    unet = UNet2DConditionModel(**diffusers_config(config)).eval()
-    unet.load_state_dict(diffusers_weights(patcher, config), strict=True)
-    settings = AdapterSettings(base="custom", reference_size=64)
-    return Twins(patcher, FusedUNet(unet, settings).eval(), config.get("adm_in_channels") is not None)
+def in_comfyui(lab: FusionLab, model: Any) -> UNetCall:
+    """One denoising step with guidance at a latent of an odd size."""
+    return watched_call(lab, model, latent=noise(1, LATENT) * SIGMA)
 
 
-def diffusers_config(config: dict) -> dict:
-    """diffusers' description of the UNet that the host detected."""
-    channels = [config["model_channels"] * m for m in config["channel_mult"]]
-    layers = config["num_res_blocks"][0]
-    depth = config["transformer_depth"][::layers]
-    crosses = [bool(d) for d in depth]
-    sdxl = config.get("adm_in_channels") is not None
-    heads = [c // config["num_head_channels"] if config["num_heads"] == -1 else config["num_heads"] for c in channels]
-    added = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": config.get("adm_in_channels"),
-        "use_linear_projection": True,
-    }
-    return {
-        "block_out_channels": channels,
-        "layers_per_block": layers,
-        "down_block_types": ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crosses],
-        "up_block_types": ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crosses)],
-        "transformer_layers_per_block": [max(1, d) for d in depth],
-        "attention_head_dim": heads,
-        "cross_attention_dim": config["context_dim"],
-        **(added if sdxl else {}),
-    }
-
-
-def diffusers_weights(patcher: Any, config: dict) -> dict[str, torch.Tensor]:
-    """The host's weights under diffusers' names, by the host's own map."""
-    from comfy.utils import unet_to_diffusers
-
-    weights = patcher.model.diffusion_model.state_dict()
-    names = unet_to_diffusers(config).items()
-    # The host calls SDXL's label embedding by two diffusers names; diffusers' SDXL has the second only.
-    return {new: weights[old].float() for new, old in names if old in weights and not new.startswith("class_embedding")}
-
-
-def host_forward(
-    pair: Twins, x: torch.Tensor, t: torch.Tensor, context: TextContext, options: dict | None = None
-) -> torch.Tensor:
-    y = None
-    if pair.sdxl:
-        embed = pair.fused.unet.add_time_proj(context.time_ids.flatten()).reshape(len(x), -1)
-        y = torch.cat([context.pooled, embed], 1)
-    with torch.no_grad():
-        return pair.ldm(x, t, context=context.tokens, y=y, transformer_options=options or {})
+@torch.no_grad()
+def in_diffusers(
+    lab: FusionLab,
+    fused: FusedUNet,
+    call: UNetCall,
+    people: list[Any],
+    routed: Any = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """The same rows through diffusers' UNet; without people the plain one."""
+    context = context_of(fused, call, (lab.positive, lab.negative))
+    base: Any = HostBase(lab.model, VaeOnCpu(lab.vae), lab.positive)
+    adapter = load_adapter(lab.adapter)
+    assert adapter.prompt_context is not None
+    shown = [Person(tuple(r.crop for r in p.references), tuple(r.weight for r in p.references)) for p in people]
+    references = make_references(base, fused, shown, DrawOptions(), (adapter.prompt_context, adapter.prompt_pooled))
+    regions = None
+    if routed is not None:
+        regions = fused.regions(routed.masks, LATENT, background=routed.background, soft=routed.soft)
+    rows = (~call.negative).nonzero()[:, 0]
+    assert len(rows) == 1 and len(other_rows(rows, len(call.x))) == 1, "one row sees the faces, the negative does not"
+    controls = FaceControls(strength=strength)
+    return fused(call.x, call.t, context, references, rows=rows, regions=regions, controls=controls)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_two_unets_are_the_same_without_faces(layout, comfyui, small_models):
-    pair = twins(small_models, layout)
-    x = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
-    t, context = torch.tensor([37.0, 801.0]), pair.context(2, seed=1)
-    with torch.no_grad():
-        ours = pair.fused(x, t, context)
-    theirs = host_forward(pair, x, t, context)
-    assert torch.allclose(ours, theirs, atol=TOLERANCE), float((ours - theirs).abs().max())
-    assert float(theirs.std()) > 0.1
+def test_the_two_unets_are_the_same_without_faces(layout, labs):
+    lab, fused = labs(layout)
+    call = in_comfyui(lab, lab.model)
+    assert largest(in_diffusers(lab, fused, call, []) - call.out) < TOLERANCE
+    assert float(call.out.std()) > 0.1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sites_have_the_same_names_levels_and_widths(layout, comfyui, small_models):
-    from attention.sites import discover_sites
-
-    pair = twins(small_models, layout)
-    assert discover_sites(pair.ldm) == pair.fused.sites
+def test_sites_have_the_same_names_levels_and_widths(layout, labs):
+    lab, fused = labs(layout)
+    assert discover_sites(lab.unet) == fused.sites
 
 
-def host_recording(pair: Twins, reference: Reference) -> dict[str, torch.Tensor]:
-    """Hidden states after norm2 in the host's own reference pass, by LDM path."""
-    found, keys = {}, {site.key: site.path for site in pair.fused.sites}
-
-    def record(n, context, value, options):
-        found[keys[(*options["block"], options["block_index"])]] = n
-        return n, context, value
-
-    options = {"patches": {"attn2_patch": [record]}}
-    with torch.no_grad():
-        zeros = torch.zeros(len(reference.latents))
-        host_forward(pair, reference.latents, zeros, reference.context.rows(len(zeros)), options)
-    return found
-
-
-def host_with_faces(
-    pair: Twins,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    context: TextContext,
-    references: list[Reference],
-    masks: torch.Tensor | None,
-) -> torch.Tensor:
-    """The host's UNet with the shared attention functions in its attn2 replacement slots."""
-    recordings = [host_recording(pair, reference) for reference in references]
-    counts = [sum(r.identity == reference.identity for r in references) for reference in references]
-    projections = pair.fused.export_projections()
-    settings = pair.fused.settings
-    replaced = {}
-    for site in pair.fused.sites:
-        weights = projections[site.path]
-        side = settings.reference_size // 8
-        trained = math.prod(grid_at_level((side, side), site.level))
-        faces = []
-        for reference, hidden, count in zip(references, recordings, counts):
-            h = hidden[site.path]
-            term = length_term(settings.length, num_tokens=h.shape[1], num_references=count, num_trained=trained)
-            key, value = h @ weights.key.T, h @ weights.value.T
-            faces.append(FaceKeys(key, value, reference.identity, term + math.log(reference.weight)))
-        grid = grid_at_level((x.shape[2], x.shape[3]), site.level)
-        regions = None if masks is None else route(masks, grid)
-        replaced[site.key] = slot(faces, site.heads, regions, settings.combine)
-    with torch.no_grad():
-        return host_forward(pair, x, t, context, {"patches_replace": {"attn2": replaced}})
-
-
-def slot(faces: list[FaceKeys], heads: int, regions: Any, combine: str) -> Any:
-    attention = fused_attention if combine == "fused" else decoupled_attention
-
-    def attend(q, k, v, options):
-        return attention(q, k, v, faces, heads=heads, regions=regions)
-
-    return attend
-
-
-CASES = {
-    "single": ([(5, 0, 1.0)], False, "fused"),
-    "several references": ([(5, 0, 1.0), (6, 0, 0.5), (7, 0, 1.5)], False, "fused"),
-    "routed": ([(5, 0, 1.0), (6, 1, 1.0)], True, "fused"),
-    "routed, several references": ([(5, 0, 1.0), (6, 1, 0.7), (7, 1, 1.3)], True, "fused"),
-    "decoupled": ([(5, 0, 1.0)], False, "decoupled"),
+CASES: dict[str, tuple[list[list[float]], dict[str, Any], dict[str, Any]]] = {
+    "single": ([[1.0]], {}, {}),
+    "several references": ([[1.0, 0.5, 1.5]], {}, {}),
+    "length as in the paper": ([[1.0, 1.0]], {"length": "paper"}, {}),
+    "the positive prompt in the reference pass": ([[1.0]], {"reference_text": "positive"}, {}),
+    "decoupled": ([[1.0]], {"combine": "decoupled"}, {}),
+    "strength": ([[1.0]], {"strength": 2.5}, {}),
+    "routed": ([[1.0], [1.0]], {}, {"background": "all"}),
+    "routed, several references": ([[1.0], [0.7, 1.3]], {}, {"background": "all"}),
+    "routed, text alone in the background": ([[1.0], [1.0]], {}, {"background": "none"}),
+    "routed, soft borders": ([[1.0], [1.0]], {}, {"feather": 16}),
 }
+"""Weights of every person's references, values of the node, values of the router (none: one person, not routed)."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_adapter_gives_the_same_output(case, layout, comfyui, small_models):
-    shown, routed, combine = CASES[case]
-    pair = twins(small_models, layout)
-    pair.fused.settings = replace(pair.fused.settings, combine=combine)
-    for number, (_, weight) in enumerate(pair.fused.trainable()):
-        weight.data += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 18
-    references = [
-        Reference(
-            torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)),
-            pair.context(1, seed=9),
-            identity=identity,
-            weight=weight,
-        )
-        for seed, identity, weight in shown
-    ]
-    x = torch.randn(2, 4, 9, 12, generator=torch.Generator().manual_seed(0))
-    t, context = torch.tensor([37.0, 801.0]), pair.context(2, seed=1)
-    masks, regions = None, None
-    if routed:
-        masks = torch.zeros(2, 72, 96)
-        masks[0, :, :40], masks[1, 20:, 48:] = 1, 1
-        regions = pair.fused.regions(masks, (9, 12))
-    with torch.no_grad():
-        ours = pair.fused(x, t, context, references, regions=regions)
-        plain = pair.fused(x, t, context)
-    theirs = host_with_faces(pair, x, t, context, references, masks)
-    assert torch.allclose(ours, theirs, atol=TOLERANCE), float((ours - theirs).abs().max())
-    assert not torch.allclose(ours, plain, atol=100 * TOLERANCE), "the faces must matter"
+def test_the_same_adapter_gives_the_same_output(case, layout, labs):
+    weights, values, router = CASES[case]
+    lab, fused = labs(layout)
+    people = [lab.identity(seed, tuple(each)) for seed, each in enumerate(weights)]
+    routed = lab.routed(people, halves(8 * LATENT[0], 8 * LATENT[1], gap=8), **router) if router else None
+    shown = {"identity": people[0]} if routed is None else {"routed": routed}
+    patched, report = lab.patch(**shown, **values)
+    assert f"{len(lab.sites)} of {len(lab.sites)}" in report
+    modes = {name.removeprefix("reference_"): value for name, value in values.items() if name != "strength"}
+    fused.settings = replace(fused.settings, **modes)
+    call = in_comfyui(lab, patched)
+    ours = in_diffusers(lab, fused, call, people, routed, values.get("strength", 1.0))
+    assert largest(ours - call.out) < TOLERANCE
+    plain = in_comfyui(lab, lab.model)
+    assert largest(plain.x - call.x) == 0 and largest(plain.out - call.out) > 20 * TOLERANCE, "the faces must matter"

@@ -68,36 +68,40 @@ def test_a_single_file_checkpoint_is_the_same_base_as_its_folder(comfyui, folder
 @pytest.mark.parametrize("layout", ["sd15_small", "sdxl_tiny"])
 def test_a_trained_lora_reaches_every_layer_it_names_in_the_host(layout, comfyui, small_models):
     import comfy.lora
-    from test_parity_diffusers import twins
+    from diffusers_twin import diffusers_unet
 
     from attention.guidance_settings import GuidanceSettings, Tower
     from training.config import LoraConfig
     from training.guidance_model import GuidanceModel, lora_tensors
+    from training.unet_sites import unet_sites
 
-    pair = twins(small_models, layout)
-    width = pair.fused.site_table[0].site.context
+    patcher = small_models.load_unet(layout)
+    unet = diffusers_unet(patcher)
+    sites = unet_sites(unet)
+    width = sites[0].site.context
     settings = GuidanceSettings(
         base="custom", towers=(Tower("T", 4),), face_width=4, face_encoder="", context_width=width
     )
-    model = GuidanceModel(pair.fused.unet, settings, lora=LoraConfig(rank=2, alpha=2))
+    model = GuidanceModel(unet, settings, lora=LoraConfig(rank=2, alpha=2))
     tensors = lora_tensors(dict(model.trainable()), LoraConfig(rank=2, alpha=2))
-    keys = comfy.lora.model_lora_keys_unet(pair.patcher.model, {})
+    keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
     loaded = comfy.lora.load_lora(tensors, keys)
     assert len(loaded) == len([name for name in tensors if name.endswith(".alpha")])
-    assert len(loaded) == 2 * 4 * len(pair.fused.site_table)
+    assert len(loaded) == 2 * 4 * len(sites)
 
 
 @pytest.mark.parametrize("layout", ["sd15_small", "sdxl_tiny"])
 def test_a_trained_unet_loads_in_the_host_as_it_was(layout, comfyui, small_models):
     import comfy.sd
-    from test_parity_diffusers import twins
+    from diffusers_twin import diffusers_unet
 
     from training.unet_naming import unet_to_ldm
 
-    pair = twins(small_models, layout)
-    weights = {name: weight.clone() for name, weight in pair.fused.unet.state_dict().items()}
-    weights = unet_to_ldm(weights, pair.fused.unet.config["layers_per_block"])
+    patcher = small_models.load_unet(layout)
+    unet = diffusers_unet(patcher)
+    weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    weights = unet_to_ldm(weights, unet.config["layers_per_block"])
     loaded = comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32})
-    theirs, ours = loaded.model.diffusion_model.state_dict(), pair.ldm.state_dict()
+    theirs, ours = loaded.model.diffusion_model.state_dict(), patcher.model.diffusion_model.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name].float(), ours[name].float()) for name in ours)
