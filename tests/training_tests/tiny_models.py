@@ -53,18 +53,18 @@ def tiny_vae(seed: int = 0):
     ).eval()
 
 
-def tiny_text(*, projection: bool = False, seed: int = 0):
-    """A CLIP text encoder of width `CONTEXT` over single letters, and its tokenizer."""
+def tiny_text(*, projection: bool = False, seed: int = 0, width: int = CONTEXT):
+    """A CLIP text encoder over single letters, and its tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=len(WORDS),
-        hidden_size=CONTEXT,
-        intermediate_size=2 * CONTEXT,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        projection_dim=CONTEXT,
+        projection_dim=width,
         bos_token_id=len(WORDS) - 2,
         eos_token_id=len(WORDS) - 1,
     )
@@ -73,14 +73,19 @@ def tiny_text(*, projection: bool = False, seed: int = 0):
     return model, tokenizer
 
 
-def write_base(folder: Path, kind: str = "sd15", **unet_options: object) -> Path:
-    """A whole pipeline folder, as a hub checkout of SD1.5 or SDXL looks."""
+def write_base(
+    folder: Path, kind: str = "sd15", *, unet: object = None, width: int = CONTEXT, **options: object
+) -> Path:
+    """A whole pipeline folder, as a hub checkout of SD1.5 or SDXL looks.
+
+    `options` describe its UNet; or a `unet` is given, whose (first) text encoder has `width`.
+    """
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
     scheduler = EulerDiscreteScheduler(**schedule)
-    text, tokenizer = tiny_text()
-    unet, vae = tiny_unet(kind, **unet_options), tiny_vae()
+    text, tokenizer = tiny_text(width=width)
+    unet, vae = unet or tiny_unet(kind, **options), tiny_vae()
     if kind == "sd15":
         pipeline = StableDiffusionPipeline(
             vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
