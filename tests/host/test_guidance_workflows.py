@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,23 @@ def test_image_to_image_keeps_the_photos_layout(server, stand_ins):
     likeness = [np.corrcoef(blocks(photo), blocks(picture))[0, 1] for picture in (kept, lost)]
     assert likeness[0] > 0.5
     assert likeness[0] > likeness[1] + 0.2
+
+
+def test_two_people_by_guidance_each_listen_to_their_own_photo(server, stand_ins):
+    picture, outputs = run(server, "two_people_guidance", stand_ins)
+    assert picture.shape == (SIZE, SIZE, 3)
+    (report,) = [entry["text"][0] for entry in outputs.values() if "text" in entry]
+    assert "faces: A, B" in report
+    assert "2 regions, background mean" in report
+    assert "self-attention separation 2" in report
+    shutil.copyfile(server.base / "input" / "person_a.png", server.base / "input" / "kept.png")
+    try:
+        shutil.copyfile(server.base / "input" / "style.png", server.base / "input" / "person_a.png")
+        other, _ = run(server, "two_people_guidance", stand_ins)
+    finally:
+        shutil.copyfile(server.base / "input" / "kept.png", server.base / "input" / "person_a.png")
+    left, right = (np.abs(other - picture)[:, columns].mean() for columns in (slice(0, 28), slice(36, SIZE)))
+    assert left > 2 * right
 
 
 def blocks(picture: np.ndarray) -> np.ndarray:
