@@ -1,4 +1,4 @@
-"""The shipped configurations, and a launch over two machines, dry-run with one CPU process each."""
+"""The shipped configurations and launch files, dry-run with two CPU processes on one machine and on two."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import prepare_kit as kit
 import pytest
 from tiny_run import ROOT, environment, settings
 
@@ -41,24 +42,40 @@ def test_every_shipped_launch_is_accepted_by_accelerate(path, monkeypatch):
     assert arguments.module and arguments.training_script == "training.train"
 
 
-def test_two_machines_train_together(tiny_base, tmp_path):
-    run = tmp_path / "run"
-    values = settings(tiny_base, run, schedule__steps=2, checkpoint__every=1)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-    launch += ["--master_addr=127.0.0.1", "--master_port=29623"]
-    script = [str(Path(__file__).with_name("tiny_run.py")), json.dumps({"values": values})]
-    machines = [
+def dry_run(launch: str, machines: int, values: dict, tmp_path: Path) -> list[tuple[int, str]]:
+    """`accelerate launch` with a shipped file, without GPUs: two processes in all. Exit status and output of each."""
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIGS / "accelerate" / launch),
+    ]
+    command += ["--num_processes", "2", "--main_process_port", "29623"]
+    started = [
         subprocess.Popen(
-            [*launch, f"--node_rank={rank}", *script],
+            [*command, "--machine_rank", str(rank), "-m", "training.train", "--config", str(config)],
             env=environment(tmp_path),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in range(machines)
     ]
-    outputs = [machine.communicate(timeout=240)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], outputs[0][-2000:]
+    outputs = [machine.communicate(timeout=240)[0] for machine in started]
+    return [(machine.returncode, output) for machine, output in zip(started, outputs)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launch", "machines"), [("eight_gpus.yaml", 1), ("several_nodes.yaml", 2)])
+def test_shipped_launch_files_train_with_two_processes(launch, machines, tiny_base, tmp_path):
+    kit.run(kit.photo_folder(tmp_path / "photos", 6), tmp_path / "data", "split.by=none")
+    run = tmp_path / "run"
+    values = settings(tiny_base, run, schedule__steps=2, data__root=str(tmp_path / "data"))
+    for status, output in dry_run(launch, machines, values, tmp_path):
+        assert status == 0, output[-2000:]
     last = checkpoints(run / "checkpoints")[-1]
     state = json.loads((last / "train_state.json").read_text(encoding="utf-8"))
     assert state["world_size"] == 2 and state["position"] == 8
