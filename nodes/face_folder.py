@@ -97,7 +97,7 @@ def read_picture(file: Path) -> np.ndarray:
         with Image.open(file) as picture:
             upright: Any = ImageOps.exif_transpose(picture)
             return as_rgb(np.asarray(upright.convert("RGBA")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for damaged files
         raise ValueError(f"{file.name} cannot be read ({error}). Remove it from the folder, or save it anew") from error
 
 

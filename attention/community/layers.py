@@ -69,7 +69,7 @@ def _checked_table(found: Mapping[int, Mapping[str, tuple[int, ...]]], name: str
     numbers = sorted(found)
     for number in numbers:
         pair = found[number]
-        if set(pair) != {"k", "v"} or pair["k"] != pair["v"] or len(pair["k"]) != 2:
+        if set(pair) != {"k", "v"} or pair["k"] != pair["v"] or len(pair["k"]) != 2 or 0 in pair["k"]:
             raise ValueError(f"{name}: layer {number} lacks keys or values, or their shapes differ; download it again")
     contexts = {found[number]["k"][1] for number in numbers}
     if len(contexts) > 1:

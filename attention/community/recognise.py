@@ -53,39 +53,41 @@ def recognise(shapes: Shapes, *, name: str) -> Recognised:
 
 def _family(proj: Shapes, context: int, lora: bool, name: str) -> tuple[CommunityFamily, int, int, int]:
     """(family, tokens, CLIP width, embedding width)."""
+
+    def size(tensor: str, axis: int, rank: int = 2) -> int:
+        return _size(proj, tensor, axis, rank, name)
+
     if "id_embedding_mapping.0.weight" in proj and "latents" in proj:
-        return known.PULID_V11, proj["latents"][1], known.EVA_WIDTH, _face_part(proj["id_embedding_mapping.0.weight"])
+        width = size("id_embedding_mapping.0.weight", 1) - known.EVA_EMBED
+        return known.PULID_V11, size("latents", 1, rank=3), known.EVA_WIDTH, width
     if "body.0.weight" in proj and "mapping_patch_0.0.weight" in proj:
-        tokens = proj["body.6.weight"][0] // context + known.EVA_LEVELS
-        return known.PULID_V1, tokens, known.EVA_WIDTH, _face_part(proj["body.0.weight"])
+        tokens = size("body.6.weight", 0) // context + known.EVA_LEVELS
+        return known.PULID_V1, tokens, known.EVA_WIDTH, size("body.0.weight", 1) - known.EVA_EMBED
     if "perceiver_resampler.proj_in.weight" in proj:
-        _refuse_kolors(proj["perceiver_resampler.proj_in.weight"][0] != context, name)
-        width, tokens = proj["proj.0.weight"][1], proj["proj.2.weight"][0] // context
-        return known.FACEID_PLUS, tokens, proj["perceiver_resampler.proj_in.weight"][1], width
+        _refuse_kolors(size("perceiver_resampler.proj_in.weight", 0) != context, name)
+        tokens, clip = size("proj.2.weight", 0) // context, size("perceiver_resampler.proj_in.weight", 1)
+        return known.FACEID_PLUS, tokens, clip, size("proj.0.weight", 1)
     if "latents" in proj and "proj_in.weight" in proj:
-        return _resampler_family(proj, context, name)
+        _refuse_kolors(context == 2048 and size("latents", 2, rank=3) == 2048, name)
+        tokens, width = size("latents", 1, rank=3), size("proj_in.weight", 1)
+        # 512 features are a face embedding, every CLIP tower is wider.
+        return (known.INSTANTID, tokens, 0, width) if width == 512 else (known.PLUS, tokens, width, 0)
     if "proj.3.weight" in proj:
-        return known.FULL_FACE, 0, proj["proj.0.weight"][1], 0
+        return known.FULL_FACE, 0, size("proj.0.weight", 1), 0
     if "proj.2.weight" in proj:
         family = known.FACEID if lora else known.PORTRAIT
-        return family, proj["proj.2.weight"][0] // context, 0, proj["proj.0.weight"][1]
+        return family, size("proj.2.weight", 0) // context, 0, size("proj.0.weight", 1)
     if "proj.weight" in proj:
-        return known.STANDARD, proj["proj.weight"][0] // context, proj["proj.weight"][1], 0
+        return known.STANDARD, size("proj.weight", 0) // context, size("proj.weight", 1), 0
     raise ValueError(f"{name} has an image projection of an unknown kind ({_example(proj)}). {ACCEPTED}")
 
 
-def _resampler_family(proj: Shapes, context: int, name: str) -> tuple[CommunityFamily, int, int, int]:
-    tokens, width = proj["latents"][1], proj["proj_in.weight"][1]
-    dim = proj["latents"][2]
-    _refuse_kolors(context == 2048 and dim == 2048, name)
-    # 512 features are a face embedding, every CLIP tower is wider.
-    if width == 512:
-        return known.INSTANTID, tokens, 0, width
-    return known.PLUS, tokens, width, 0
-
-
-def _face_part(shape: tuple[int, ...]) -> int:
-    return shape[1] - known.EVA_EMBED
+def _size(proj: Shapes, tensor: str, axis: int, rank: int, name: str) -> int:
+    shape = proj.get(tensor)
+    if shape is None or len(shape) != rank or 0 in shape:
+        got = "missing" if shape is None else f"of the shape {list(shape)}"
+        raise ValueError(f"{name}: image_proj.{tensor} is {got}; the file is incomplete or damaged, download it again")
+    return shape[axis]
 
 
 def _refuse_kolors(is_kolors: bool, name: str) -> None:

@@ -87,8 +87,13 @@ def face_tokens(adapter: CommunityAdapter, inputs: FaceInputs, *, structure: flo
     structure: FaceID-PlusV2's weight of the CLIP picture.
     """
     check_inputs(adapter.recognised, inputs, name=adapter.name)
-    positive = _tokens(adapter, inputs, structure)
-    return FaceTokens(positive, _tokens(adapter, _no_face(inputs), structure))
+    try:
+        positive = _tokens(adapter, inputs, structure)
+        return FaceTokens(positive, _tokens(adapter, _no_face(inputs), structure))
+    except (KeyError, IndexError, RuntimeError) as error:  # a tensor that is absent or of another shape
+        raise ValueError(
+            f"{adapter.name}: its image projection is incomplete or damaged ({error}); download it again"
+        ) from error
 
 
 def _no_face(inputs: FaceInputs) -> FaceInputs:
