@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 ROOT = Path(__file__).resolve().parents[1]
 # ComfyUI's own requirements.txt has these (read in 0.3.64 and 0.8.0).
 IN_COMFYUI = {"torch", "einops", "safetensors", "numpy", "pillow", "transformers", "scipy"}
+
+OURS = {"attention", "faces", "training"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
 
 
 def lines(name: str) -> list[str]:
@@ -44,6 +49,31 @@ def test_nothing_is_pinned_upwards_for_users():
 def test_development_set_trains_and_leaves_torchvision_out():
     names = {name_of(line) for line in lines("requirements-dev.txt")}
     assert "torchvision" not in names
-    train = {name_of(line) for line in project()["optional-dependencies"]["train"]}
+    extras = project()["optional-dependencies"]
+    train = {name_of(line) for line in [*extras["train"], *extras["ray"]]}
     assert train - {"open_clip_torch"} <= names  # open_clip needs torchvision
     assert {name_of(line) for line in lines("requirements.txt")} - {"onnxruntime-gpu"} <= names
+
+
+def test_every_library_that_training_imports_is_declared():
+    extras = project()["optional-dependencies"]
+    declared = {
+        name_of(line) for line in [*project()["dependencies"], *(x for group in extras.values() for x in group)]
+    }
+    imported = {
+        name.split(".")[0]
+        for path in (ROOT / "training").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in imported_names(node)
+    }
+    # Only for type checkers; pydantic brings it along.
+    libraries = imported - set(sys.stdlib_module_names) - OURS - {"typing_extensions"}
+    assert {DISTRIBUTIONS.get(name, name) for name in libraries} - declared == set()
+    assert {"tqdm", "fsspec", "ray", "bitsandbytes"} <= libraries
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    """Modules that a statement imports, relative ones left out."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -11,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -154,13 +154,25 @@ def test_killed_worker_is_explained(tmp_path: Path) -> None:
             list(results)
 
 
+@pytest.fixture
+def ray_cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with one worker each, on this machine."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'ray[data]'")
-def test_two_ray_workers_give_the_index_of_one_process(tmp_path: Path) -> None:
+def test_two_ray_workers_give_the_index_of_one_process(tmp_path: Path, ray_cluster: str) -> None:
     photos = kit.photo_folder(tmp_path / "photos", 9)
     settings = ["run.batch=2", "pack.samples_per_shard=3"]
     kit.run(photos, tmp_path / "one", *settings)
-    kit.run(photos, tmp_path / "ray", *settings, "run.executor=ray", "run.workers=2")
+    kit.run(photos, tmp_path / "ray", *settings, "run.executor=ray", f"run.ray_address={ray_cluster}")
     assert kit.digests(tmp_path / "ray") == kit.digests(tmp_path / "one")
 
 
