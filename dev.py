@@ -3,7 +3,10 @@
     python dev.py test [pytest arguments]              lint, types and tests in .venv
     python dev.py demo --comfyui PATH [--photo FILE]   a picture from the real ComfyUI server
     python dev.py workflows --comfyui PATH             rewrites example_workflows from its API forms
+    python dev.py subgraphs --comfyui PATH             rewrites the blueprints of the node library
     python dev.py locales --comfyui PATH               rewrites locales/en and says what to translate
+    python dev.py pages --comfyui PATH                 rewrites the input lists of the help pages
+    python dev.py pictures --comfyui PATH              draws thumbnails and help pictures with Chromium
 
 `.venv` is made beside this file and filled from requirements-dev.txt. When a ComfyUI checkout is found (COMFYUI_PATH, a
 path list; else ~/ComfyUI; `none` for none), its requirements are added so that the host tests run. The checkout and its
@@ -25,7 +28,14 @@ ROOT = Path(__file__).resolve().parent
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
 TORCHVISION = "torchvision==0.28.0"  # the release made for requirements-dev's torch
 NOT_FROM_HOST = ("torch", "torchvision", "torchaudio")
-SCRIPTS = {"demo": "demo.py", "workflows": "build_workflows.py", "locales": "build_locales.py"}
+SCRIPTS = {
+    "demo": "host/demo.py",
+    "workflows": "host/build_workflows.py",
+    "subgraphs": "host/build_subgraphs.py",
+    "locales": "host/build_locales.py",
+    "pages": "host/build_help.py",
+    "pictures": "browser/pictures.py",
+}
 MYPY_PACKAGES = ("attention", "faces", "training")
 
 
@@ -39,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
     commands.add_parser("test", help="ruff, mypy and pytest; further arguments go to pytest", add_help=False)
     commands.add_parser("demo", help="one picture through the real server; see demo --help", add_help=False)
     commands.add_parser("workflows", help="UI forms of the examples; see workflows --help", add_help=False)
+    commands.add_parser("subgraphs", help="blueprints of the node library; see subgraphs --help", add_help=False)
     commands.add_parser("locales", help="texts of the nodes; see locales --help", add_help=False)
+    commands.add_parser("pages", help="input lists of the help pages; see pages --help", add_help=False)
+    commands.add_parser("pictures", help="thumbnails and help pictures; see pictures --help", add_help=False)
     options, rest = parser.parse_known_args(argv)
     if sys.version_info < (3, 10):  # noqa: UP036  started by whatever Python the user has
         parser.error(f"this is Python {sys.version.split()[0]}; FusedID needs 3.10 or newer")
@@ -66,12 +79,12 @@ def run_tests(options: argparse.Namespace, pytest_arguments: Sequence[str]) -> i
 
 
 def run_script(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Runs a script of tests/host inside the environment, with the requirements of the checkout it names."""
+    """Runs a script of tests inside the environment, with the requirements of the checkout it names."""
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--comfyui", type=Path)
     checkout = named.parse_known_args(arguments)[0].comfyui
     python = prepare(options, [checkout.resolve()] if checkout and (checkout / "nodes.py").is_file() else [])
-    return run(python, str(ROOT / "tests" / "host" / SCRIPTS[options.command]), *arguments)
+    return run(python, str(ROOT / "tests" / SCRIPTS[options.command]), *arguments)
 
 
 def find_checkouts() -> list[Path]:

@@ -250,8 +250,18 @@ def _note(number: int, text: str, order: int) -> dict[str, Any]:
 
 
 def _depth(api: Api, key: str) -> int:
-    sources = [value[0] for value in api[key]["inputs"].values() if is_link(value)]
+    sources = _sources(api, key)
     return 1 + max((_depth(api, source) for source in sources), default=-1)
+
+
+def _sources(api: Api, key: str) -> list[str]:
+    return [value[0] for value in api[key]["inputs"].values() if is_link(value)]
+
+
+def _column(api: Api, key: str) -> int:
+    """The depth; nodes without inputs stand just before the first node that uses them."""
+    users = [_depth(api, user) for user in api if key in _sources(api, user)]
+    return min(users, default=1) - 1 if not _sources(api, key) else _depth(api, key)
 
 
 def node_height(node_type: str, schema: dict[str, Any]) -> int:
@@ -266,13 +276,13 @@ def node_height(node_type: str, schema: dict[str, Any]) -> int:
 
 
 def _places(api: Api, schemas: Schemas) -> dict[str, list[int]]:
-    """Columns by depth, rows stacked; `_meta.pos` wins."""
+    """Columns from left to right in the order of work, rows stacked; `_meta.pos` wins."""
     heights: dict[int, int] = {}
     places = {}
     for key, entry in api.items():
-        depth = _depth(api, key)
-        height = heights.get(depth, 0)
-        places[key] = entry.get("_meta", {}).get("pos") or [depth * COLUMN, height]
+        column = _column(api, key)
+        height = heights.get(column, 0)
+        places[key] = entry.get("_meta", {}).get("pos") or [column * COLUMN, height]
         node_type = entry["class_type"]
-        heights[depth] = height + TITLE_HEIGHT + node_height(node_type, schemas[node_type]) + ROW
+        heights[column] = height + TITLE_HEIGHT + node_height(node_type, schemas[node_type]) + ROW
     return places

@@ -1,0 +1,270 @@
+"""The real frontend in a headless Chromium: open, look, drag wires, queue; no node is drawn by anything else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACK = "ComfyUI-FusedID"
+SCREENSHOTS = Path(__file__).with_name("screenshots")
+VIEW = {"width": 1600, "height": 1000}
+LOAD_MS, RUN_MS = 90_000, 90_000
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+LOADED_WIDTH = """image => new Promise(done => {
+    const look = left => image.naturalWidth || !left ? done(image.naturalWidth) : setTimeout(() => look(left - 1), 100)
+    look(100)
+})"""
+NODE = "(app.graph._nodes.find(node => node.type === %r))"
+
+
+def chromium_path() -> str | None:
+    """FUSEDID_CHROMIUM, else a Chromium on the PATH; None when there is none."""
+    return os.environ.get("FUSEDID_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """One browser page on a running server. Nodes are named by their type: the tests have one of each."""
+
+    page: Any
+    url: str
+
+    def open(self, *, wanted: str = "FaceEmbed") -> None:
+        """Loads the frontend and waits until it knows a node of the pack."""
+        self.page.goto(self.url)
+        known = f"() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.[{wanted!r}])"
+        self.page.wait_for_function(known, timeout=LOAD_MS)
+        self.page.wait_for_function("() => app.graph._nodes.length > 0", timeout=LOAD_MS)  # the start workflow
+
+    def tidy(self) -> None:
+        """Closes dialogs and the side bar, and empties the canvas."""
+        while self.page.locator(".p-dialog").count():
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(400)
+        self.page.evaluate(
+            """() => {
+                app.clean()
+                app.graph.clear()
+                app.canvas.ds.reset()
+                const bar = app.extensionManager.sidebarTab
+                if (bar.activeSidebarTabId) bar.toggleSidebarTab(bar.activeSidebarTabId)
+            }"""
+        )
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Opens a workflow in UI form, as dropping its file does, and shows all of it."""
+        self.page.evaluate("workflow => app.loadGraphData(workflow, true, true)", workflow)
+        self.fit()
+
+    def fit(self) -> None:
+        """Zooms so that the whole graph is seen."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(700)  # FitView moves smoothly
+
+    def open_templates(self) -> None:
+        """Opens the template browser at this pack's templates."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(PACK, exact=True).first.click(timeout=LOAD_MS)
+        self.page.locator("[data-testid^=template-workflow-]").first.wait_for(timeout=LOAD_MS)
+
+    def shown_templates(self) -> dict[str, bool]:
+        """Template cards by name, and whether their thumbnail was loaded; scrolls through all of them."""
+        cards = self.page.locator("[data-testid^=template-workflow-]")
+        seen = 0
+        while seen < cards.count():  # more cards appear near the end
+            seen = cards.count()
+            cards.last.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(500)
+        shown = {}
+        for card in cards.all():
+            card.scroll_into_view_if_needed()
+            width = card.locator("img").first.evaluate(LOADED_WIDTH)
+            shown[card.get_attribute("data-testid").removeprefix("template-workflow-")] = width > 0
+        return shown
+
+    def open_template(self, name: str) -> None:
+        """Clicks a template's card and waits for its graph."""
+        self.page.locator(f"[data-testid='template-workflow-{name}']").click()
+        self.page.wait_for_function(
+            "() => app.graph._nodes.some(node => node.type === 'MarkdownNote')", timeout=LOAD_MS
+        )
+        self.fit()
+
+    def hide_minimap(self) -> None:
+        """Leaves nothing over the graph but the side bar and the menus, and draws text at every zoom."""
+        self.page.evaluate(
+            """() => {
+                const setting = app.extensionManager.setting
+                setting.set('Comfy.Minimap.Visible', false)
+                setting.set('Comfy.Graph.CanvasInfo', false)
+                setting.set('Comfy.Graph.CanvasMenu', false)
+                app.canvas.min_font_size_for_lod = 0
+            }"""
+        )
+
+    def fit_to(self, nodes: Sequence[str]) -> None:
+        """Zooms so that the nodes of these types are seen."""
+        self.page.evaluate(
+            """types => {
+                app.canvas.deselectAll()
+                app.canvas.selectNodes(app.graph._nodes.filter(node => types.includes(node.type)))
+            }""",
+            list(nodes),
+        )
+        self.fit()
+        self.page.evaluate("() => app.canvas.deselectAll()")
+
+    def graph_box(self, margin: int, nodes: Sequence[str] = ()) -> dict[str, float]:
+        """The part of the page that the nodes (of these types) take, for `page.screenshot(clip=...)`."""
+        return self.page.evaluate(
+            """([margin, types]) => {
+                const nodes = app.graph._nodes.filter(node => !types.length || types.includes(node.type))
+                const boxes = nodes.map(node => node.boundingRect ?? node.getBounding())
+                const ends = (low, high) => [
+                    Math.min(...boxes.map(box => box[low])), Math.max(...boxes.map(box => box[low] + box[high]))]
+                const { scale, offset } = app.canvas.ds, page = app.canvas.canvas.getBoundingClientRect()
+                const [[x0, x1], [y0, y1]] = [ends(0, 2), ends(1, 3)]
+                const left = Math.max(0, (x0 + offset[0]) * scale + page.left - margin)
+                const top = Math.max(0, (y0 + offset[1]) * scale + page.top - margin)
+                return {
+                    x: left, y: top,
+                    width: Math.min(page.right, (x1 + offset[0]) * scale + page.left + margin) - left,
+                    height: Math.min(page.bottom, (y1 + offset[1]) * scale + page.top + margin) - top,
+                }
+            }""",
+            [margin, list(nodes)],
+        )
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Per node: type, id, whether the frontend knows it, its errors."""
+        return self.page.evaluate(
+            """() => app.graph._nodes.map(node => ({
+                id: node.id, type: node.type, title: node.title, known: !!LiteGraph.registered_node_types[node.type],
+                broken: !!node.has_errors, errors: app.lastNodeErrors?.[node.id]?.errors ?? [],
+            }))"""
+        )
+
+    def value(self, node: str, expression: str) -> Any:
+        """A property of a node: `frontend.value("SaveImage", "imgs?.length")`."""
+        return self.page.evaluate(f"() => {NODE % node}.{expression}")
+
+    def set_widgets(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Sets widgets in every node of a type, as typing would: `{"KSampler": {"steps": 2}}`."""
+        self.page.evaluate(
+            """changes => app.graph._nodes.forEach(node => Object.entries(changes[node.type] ?? {}).forEach(
+                ([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }))""",
+            changes,
+        )
+
+    def start_with(self, *nodes: str) -> None:
+        """An empty canvas with new nodes side by side."""
+        self.page.evaluate(
+            """types => {
+                app.graph.clear()
+                app.canvas.ds.reset()
+                types.forEach((type, i) => {
+                    const node = LiteGraph.createNode(type)
+                    node.pos = [400 + 450 * i, 150]
+                    app.graph.add(node)
+                })
+            }""",
+            nodes,
+        )
+        self.page.wait_for_timeout(300)
+
+    def connect(self, source: tuple[str, int], target: tuple[str, str]) -> None:
+        """Wires output (node, number) to input (node, name) without the mouse."""
+        slot = f"{NODE % target[0]}.findInputSlot({target[1]!r})"
+        self.page.evaluate(f"() => {NODE % source[0]}.connect({source[1]}, {NODE % target[0]}, {slot})")
+
+    def add(self, node: str, x: int, y: int) -> None:
+        """Puts a new node beside what is there."""
+        self.page.evaluate(
+            """([type, pos]) => {
+                const node = LiteGraph.createNode(type)
+                node.pos = pos
+                app.graph.add(node)
+            }""",
+            [node, [x, y]],
+        )
+
+    def drag_wire(self, source: tuple[str, int], target: tuple[str, str]) -> None:
+        """Drags with the mouse from output (node, number) to input (node, name)."""
+        start = self._place(source[0], f"getConnectionPos(false, {source[1]})")
+        slot = f"{NODE % target[0]}.findInputSlot({target[1]!r})"
+        end = self._place(target[0], f"getConnectionPos(true, {slot})")
+        mouse = self.page.mouse
+        mouse.move(*start)
+        mouse.down()
+        mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=5)
+        mouse.move(*end, steps=10)
+        self.page.wait_for_timeout(100)
+        mouse.up()
+        self.page.wait_for_timeout(200)
+
+    def wired(self, node: str, name: str) -> bool:
+        """Whether an input of a node has a wire."""
+        return self.value(node, f"inputs.find(input => input.name === {name!r}).link") is not None
+
+    def select(self, node: str) -> None:
+        """Clicks a node's title."""
+        x, y = self._place(node, "pos")
+        self.page.mouse.click(x + 60, y - 10)
+        self.page.wait_for_timeout(300)
+
+    def run(self) -> None:
+        """Presses Run."""
+        self.page.locator("[data-testid=queue-button]").first.click()
+
+    def wait_for(self, condition: str) -> None:
+        """Waits until a JavaScript expression holds."""
+        self.page.wait_for_function(f"() => !!({condition})", timeout=RUN_MS)
+
+    def picture_size(self, node: str) -> list[int]:
+        """[width, height] of the first picture shown on a node, once it is there."""
+        self.wait_for(f"{NODE % node}.imgs?.[0]?.naturalWidth")
+        return self.value(node, "imgs.map(image => [image.naturalWidth, image.naturalHeight])[0]")
+
+    def screenshot(self, name: str) -> Path:
+        """Keeps what is seen, for people to look at."""
+        SCREENSHOTS.mkdir(exist_ok=True)
+        path = SCREENSHOTS / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+    def _place(self, node: str, expression: str) -> tuple[float, float]:
+        """A point of the graph in pixels of the page."""
+        x, y = self.page.evaluate(
+            f"""() => {{
+                const [x, y] = {NODE % node}.{expression}
+                const {{ scale, offset }} = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect()
+                return [(x + offset[0]) * scale + box.left, (y + offset[1]) * scale + box.top]
+            }}"""
+        )
+        return x, y
+
+
+def ready_for_browsers(server: Any) -> None:
+    """A server whose frontend does not begin with the template browser, as it does for new users."""
+    server.post_json("/settings", {"Comfy.TutorialCompleted": True})
+
+
+@contextmanager
+def open_browser(executable: str) -> Iterator[Any]:
+    """A headless Chromium that ends with the block.
+
+    Playwright keeps an event loop running in this thread meanwhile: nothing inside may call asyncio.run.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()

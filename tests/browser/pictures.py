@@ -1,0 +1,136 @@
+"""`python dev.py pictures --comfyui PATH`: thumbnails of the examples and pictures of the help pages.
+
+The real frontend draws everything; nothing is painted afterwards. Faces are synthetic ones from the folder that
+FUSEDID_ASSETS names, as in the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host"), str(Path(__file__).parent)]
+
+from comfy_host import make_base  # noqa: E402
+from frontend import NODE, Frontend, chromium_path, open_browser, ready_for_browsers  # noqa: E402
+from live_server import LiveServer, start_server  # noqa: E402
+from locale_words import own_schemas  # noqa: E402
+from stand_ins import put_face_pack, put_photos  # noqa: E402
+from workflow_forms import ui_from_api  # noqa: E402
+
+EXAMPLES, HELP = ROOT / "example_workflows", ROOT / "web" / "docs" / "images"
+VIEW = {"width": 1500, "height": 1000}
+THUMBNAIL_WIDTH, NODE_SCALE, MARGIN = 640, 1.6, 24
+QUALITY = 82
+SIDE_BAR, MENU = 66, 78  # pixels that the frontend takes at the left and at the top
+FLATTEST = 0.8  # height to width of a thumbnail
+PHOTOS = {
+    **{"person": "syn00", "person_a": "syn01", "person_b": "syn02", "person_c": "syn03", "style": "syn05"},
+    **{"scene": "syn04", "person_1": "trip0_a", "person_2": "trip0_b", "person_3": "trip0_c"},
+}
+SHEET, SHEET_SIDE = "SFHQ_sample_1x2.jpg", 512
+SHOWN_IN_USE = ("FaceEmbed", "MultiIDMaskRouter")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes every picture; SystemExit when there is no browser or no folder of faces."""
+    parser = argparse.ArgumentParser(prog="dev.py pictures", description=__doc__)
+    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout; only read")
+    options = parser.parse_args(argv)
+    program = chromium_path() or sys.exit("no Chromium found; set FUSEDID_CHROMIUM to its program")
+    assets = Path(os.environ.get("FUSEDID_ASSETS", ROOT.parent / "shared" / "assets"))
+    if not assets.is_dir():
+        sys.exit(f"no folder {assets}; set FUSEDID_ASSETS to the synthetic faces of the tests")
+    with tempfile.TemporaryDirectory(prefix="fusedid-pictures-", ignore_cleanup_errors=True) as folder:
+        server = start_server(options.comfyui.resolve(), make_base(Path(folder)), ROOT)
+        try:
+            draw_all(server, assets, program)
+        finally:
+            server.stop()
+    return 0
+
+
+def draw_all(server: LiveServer, assets: Path, program: str) -> None:
+    """Thumbnails, then help pictures."""
+    put_photos(server, assets, PHOTOS)
+    sheet = Image.open(assets / "faces" / "sfhq_sheets" / SHEET).resize((2 * SHEET_SIDE, SHEET_SIDE))
+    sheet.save(server.base / "input" / "two_people.png")
+    ready_for_browsers(server)
+    ours = list(own_schemas(server.object_info()))
+    HELP.mkdir(parents=True, exist_ok=True)
+    with open_browser(program) as browser:
+        page = browser.new_context(viewport=VIEW, locale="en-US", device_scale_factor=NODE_SCALE).new_page()
+        frontend = Frontend(page, f"http://127.0.0.1:{server.port}/")
+        frontend.open()
+        frontend.hide_minimap()
+        for path in sorted(EXAMPLES.glob("*.json")):
+            frontend.load(json.loads(path.read_text(encoding="utf-8")))
+            frontend.fit_to([*ours, "LoadImage"])
+            box = squarer(frontend.graph_box(MARGIN, [*ours, "LoadImage"]))
+            save(frontend, box, path.with_suffix(".jpg"), width=THUMBNAIL_WIDTH)
+        for name in ours:
+            if name not in SHOWN_IN_USE:
+                frontend.start_with(name)
+                save(frontend, frontend.graph_box(MARGIN), HELP / f"{name}.jpg")
+        for name, graph in graphs_in_use(server, assets).items():
+            frontend.load(ui_from_api(graph, server.object_info()))
+            frontend.run()
+            frontend.wait_for(f"{NODE % 'PreviewImage'}.imgs?.[0]?.naturalWidth")
+            save(frontend, frontend.graph_box(MARGIN), HELP / f"{name}.jpg", width=int(THUMBNAIL_WIDTH * NODE_SCALE))
+
+
+def graphs_in_use(server: LiveServer, assets: Path) -> dict[str, Any]:
+    """Small graphs whose previews show what a node is for, in API form."""
+    start = {
+        "1": {"class_type": "LoadIdentityEncoder", "inputs": {"face_pack": put_face_pack(server, assets)}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "two_people.png"}},
+    }
+
+    def face(number: int) -> dict[str, Any]:
+        inputs = {"encoder": ["1", 0], "image": ["2", 0], "face": "left to right", "number": number}
+        return {"class_type": "FaceEmbed", "inputs": inputs}
+
+    def person(identity: str, **more: Any) -> dict[str, Any]:
+        return {"class_type": "MultiIDMaskRouter", "inputs": {"identity": [identity, 0], **more}}
+
+    def preview(source: str) -> dict[str, Any]:
+        return {"class_type": "PreviewImage", "inputs": {"images": [source, 1]}}
+
+    last = person("4", routed=["5", 0], content=["2", 0], encoder=["1", 0])
+    return {
+        "FaceEmbed": start | {"3": face(1), "4": preview("3")},
+        "MultiIDMaskRouter": start | {"3": face(1), "4": face(2), "5": person("3"), "6": last, "7": preview("6")},
+    }
+
+
+def squarer(box: dict[str, float]) -> dict[str, float]:
+    """A box grown towards the square in which the template browser shows it, inside the canvas."""
+    left, top = SIDE_BAR, MENU
+    width = min(max(box["width"], box["height"]), VIEW["width"] - left)
+    height = min(max(box["width"] * FLATTEST, box["height"]), VIEW["height"] - top)
+    x = min(max(left, box["x"] + (box["width"] - width) / 2), VIEW["width"] - width)
+    y = min(max(top, box["y"] + (box["height"] - height) / 2), VIEW["height"] - height)
+    return {"x": x, "y": y, "width": width, "height": height}
+
+
+def save(frontend: Frontend, box: dict[str, float], place: Path, *, width: int | None = None) -> None:
+    """A part of the page as JPEG, scaled down to a width when it is wider."""
+    frontend.page.wait_for_timeout(500)
+    picture = Image.open(io.BytesIO(frontend.page.screenshot(clip=box))).convert("RGB")
+    if width and picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    picture.save(place, quality=QUALITY, optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
