@@ -12,7 +12,16 @@ from .install import pip_install
 from .opencv_backend import LICENSE as OPENCV_LICENSE
 from .opencv_backend import NAME as OPENCV
 from .opencv_backend import OpenCvFiles, find_opencv_files, open_opencv_encoder
-from .packs import KNOWN_PACKS, FacePack, KnownPack, find_packs, known_pack, searched_places
+from .packs import (
+    KNOWN_PACKS,
+    PUBLISHED_SHA256,
+    FacePack,
+    KnownPack,
+    find_packs,
+    known_pack,
+    searched_places,
+)
+from .sessions import file_sha256
 
 logger = logging.getLogger("fusedid")
 
@@ -96,7 +105,11 @@ def open_encoder(
 
 
 def download_pack(known: KnownPack, root: Path) -> FacePack:
-    """Fetch a pack with insightface's own downloader into ``<root>/models/<name>``; nothing stays behind on failure."""
+    """Fetch a pack with insightface's own downloader into ``<root>/models/<name>``; nothing stays behind on failure.
+
+    Only the detector and the recogniser are kept, and only when they are the published ones: the downloader itself
+    checks no content.
+    """
     try:
         from insightface.utils import ensure_available
     except ImportError as error:
@@ -116,15 +129,28 @@ def download_pack(known: KnownPack, root: Path) -> FacePack:
                 f"downloading {known.name} failed ({error}); try again, or unpack {known.name}.zip from {RELEASES} "
                 f"into {target}"
             ) from error
+        models = [_genuine(known, fetched, name) for name in (known.detector, known.recogniser)]
         target.mkdir(exist_ok=True)
-        for model in fetched.rglob("*.onnx"):
+        for model in models:
             model.replace(target / model.name)
     pack = _find(known.name, [root])
     if pack is None:
         raise ValueError(
-            f"the download of {known.name} has no detector and recogniser in it; delete {target} and try again"
+            f"the download of {known.name} has no usable detector and recogniser; delete {target} and try again"
         )
     return pack
+
+
+def _genuine(known: KnownPack, fetched: Path, name: str) -> Path:
+    """The downloaded file of that name; ``ValueError`` unless its sha256 is the published one."""
+    file = next(iter(sorted(fetched.rglob(name))), None)
+    found, wanted = file_sha256(file) if file else "missing", PUBLISHED_SHA256[name]
+    if file is None or found != wanted:
+        raise ValueError(
+            f"what was downloaded as {known.name} is not what InsightFace published, and was deleted: {name} has the "
+            f"sha256 {found}, expected {wanted}. Try again on another network, or get {known.name}.zip from {RELEASES}"
+        )
+    return file
 
 
 def _missing(name: str, roots: Sequence[Path]) -> str:

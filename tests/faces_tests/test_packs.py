@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import sys
 import types
@@ -13,10 +15,11 @@ import pytest
 
 from faces.onnx_header import read_header
 from faces.pack_choice import NOTHING, choice_problem, open_encoder, pack_choices
-from faces.packs import KNOWN_PACKS, RESEARCH, UNKNOWN_LICENSE, find_packs, model_role
+from faces.packs import KNOWN_PACKS, PUBLISHED_SHA256, RESEARCH, UNKNOWN_LICENSE, find_packs, known_pack, model_role
 from faces.sessions import load_model
 
 CopyPack = Callable[..., Path]
+PUBLISHED = dict(PUBLISHED_SHA256)
 DETECTOR, RECOGNISER = "det_500m.onnx", "mobilefacenet_ms1m_128d.onnx"
 
 
@@ -38,13 +41,21 @@ def copy_pack(roots: list[Path], tmp_path: Path) -> CopyPack:
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch, roots: list[Path]) -> list[tuple[str, str]]:
-    """insightface's downloader, replaced by one that copies the test pack (nested, as antelopev2's zip) and counts."""
+    """insightface's downloader, replaced by one that copies the test pack (nested, as antelopev2's zip) and counts.
+
+    The copies have the names of the wished pack's files, and their sha256 counts as the published one.
+    """
     calls: list[tuple[str, str]] = []
 
     def ensure_available(kind: str, name: str, root: str) -> str:
         calls.append((kind, name))
-        folder = Path(root) / kind / name
-        shutil.copytree(roots[0] / "models" / "test_pack", folder / name)
+        folder, known, (pack,) = Path(root) / kind / name, known_pack(name), find_packs(roots)
+        assert known is not None
+        (folder / name).mkdir(parents=True)
+        for source, wanted in ((pack.detector, known.detector), (pack.recogniser, known.recogniser)):
+            shutil.copy(source, folder / name / wanted)
+            monkeypatch.setitem(PUBLISHED_SHA256, wanted, hashlib.sha256(source.read_bytes()).hexdigest())
+        (folder / name / "genderage.onnx").write_bytes(b"not used here")
         return str(folder)
 
     utils = types.ModuleType("insightface.utils")
@@ -60,10 +71,10 @@ def test_packs_are_found_flat_and_nested_known_first(copy_pack: CopyPack) -> Non
     copy_pack("zoe")
     copy_pack("antelopev2", nested=True)
     root = copy_pack("buffalo_l")
-    packs = find_packs([root])
-    assert [pack.name for pack in packs] == ["buffalo_l", "antelopev2", "zoe"]
-    assert [pack.license for pack in packs] == [RESEARCH, RESEARCH, UNKNOWN_LICENSE]
-    assert packs[1].detector == root / "models/antelopev2/antelopev2" / DETECTOR
+    found = find_packs([root])
+    assert [pack.name for pack in found] == ["buffalo_l", "antelopev2", "zoe"]
+    assert [pack.license for pack in found] == [RESEARCH, RESEARCH, UNKNOWN_LICENSE]
+    assert found[1].detector == root / "models/antelopev2/antelopev2" / DETECTOR
 
 
 def test_a_nested_pack_embeds_like_the_flat_one(copy_pack: CopyPack, roots: list[Path]) -> None:
@@ -130,6 +141,38 @@ def test_a_chosen_download_happens_once_and_stays_good(downloads: list[tuple[str
     assert downloads == [("models", "antelopev2")]
     assert choice_problem(choice, [tmp_path]) is None
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    kept = sorted(path.name for path in (tmp_path / "models" / "antelopev2").iterdir())
+    assert kept == ["glintr100.onnx", "scrfd_10g_bnkps.onnx"]
+
+
+def test_the_real_file_has_the_published_sha256(roots: list[Path]) -> None:
+    assert hashlib.sha256(find_packs(roots)[0].detector.read_bytes()).hexdigest() == PUBLISHED["det_500m.onnx"]
+    needed = {name for known in KNOWN_PACKS for name in (known.detector, known.recogniser)}
+    assert set(PUBLISHED) == needed and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in PUBLISHED.values())
+
+
+@pytest.mark.parametrize("wrong", ["changed", "missing"])
+def test_a_download_that_is_not_the_published_one_is_refused_and_deleted(
+    downloads: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    utils = sys.modules["insightface.utils"]
+    honest = utils.ensure_available
+
+    def tampered(kind: str, name: str, root: str) -> str:
+        folder = Path(honest(kind, name, root))
+        (file,) = folder.rglob("w600k_mbf.onnx")
+        if wrong == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes() + b"x")
+        return str(folder)
+
+    monkeypatch.setattr(utils, "ensure_available", tampered)
+    with pytest.raises(
+        ValueError, match=r"not what InsightFace published, and was deleted: w600k_mbf\.onnx"
+    ):
+        open_encoder(f"buffalo_s (download, {RESEARCH}, 128 MB)", [tmp_path])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and find_packs([tmp_path]) == []
 
 
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(
