@@ -56,6 +56,20 @@ def test_per_region_output_equals_running_that_identity_alone(background):
         torch.testing.assert_close(out[:, mine], alone[:, mine], atol=1e-6, rtol=1e-6)
 
 
+def test_one_token_makes_a_region_constant_and_more_do_not():
+    """A softmax over one key is 1: the paper's single token reaches every pixel of a region alike."""
+    q, keys, values = projected(0, 2)
+    spread = {}
+    for tokens in (1, T):
+        routing = GuidanceRouting(two_masks(), tokens, "mean")
+        k, v = guidance_context(keys[:, :tokens], "mean"), guidance_context(values[:, :tokens], "mean")
+        out = fused_attention(q, k, v, (), heads=HEADS, regions=guidance_regions(routing, GRID))
+        mine = guidance_groups(two_masks(), GRID, background="mean") == 0
+        spread[tokens] = float(out[0, mine].std(0).max())
+    assert spread[1] < 1e-6
+    assert spread[T] > 1e-2
+
+
 def test_another_identitys_guidance_changes_nothing_in_a_region():
     q, keys, values = projected(0, 2)
     before = routed(q, keys, values, two_masks(), "mean")

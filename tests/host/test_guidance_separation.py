@@ -101,6 +101,20 @@ def test_another_packs_replacement_stays_in_force(patch, unet, small_models):
     assert float((plain - sample(unet, small_models.conditioning())).abs().max()) > 1e-2
 
 
+def test_an_area_of_the_latent_sees_its_part_of_the_masks(patch, unet, small_models):
+    """A prompt for the left half shows person 1 alone, so there is nobody to hold apart; the whole latent has two."""
+    on = patch(unet, two_masks(), 8.0)
+    ((tokens, extra),) = small_models.conditioning()
+    latent = torch.zeros(1, 4, 8, 8)
+    change = {}
+    for name, area in (("left half", (8, 4, 0, 0)), ("middle", (8, 4, 0, 2))):
+        conditioning = [[tokens, {**extra, "area": area, "set_area_to_bounds": False}]]
+        images = [sample(model, conditioning, latent=latent) for model in (on, unet)]
+        change[name] = float((images[0] - images[1]).abs().max())
+    assert change["left half"] < 1e-3, "rounding"
+    assert change["middle"] > 1
+
+
 def test_amounts_out_of_range_are_refused(patch, unet):
     with pytest.raises(ValueError, match="accepted is 0"):
         patch(unet, two_masks(), 50.0)
