@@ -54,7 +54,7 @@ def reference_features(
     pack's attention function, which the picture's own pass uses too. No other pack's patch acts in this pass.
     """
     seen = _capture(base, reference, text, source.attention, sites, sigma, device, override)
-    unet = base.diffusion_model
+    unet = _unet(base)
     return ReferenceFeatures({s.path: source.features(s, unet.get_submodule(s.path), seen[s.key]) for s in sites})
 
 
@@ -76,10 +76,13 @@ def _capture(
     x, t = _noised(base, reference, sigma, device)
     adm = {} if base.adm_channels == 0 else {"y": _adm(base, reference, text, device).to(dtype)}
     context = text.context.to(device, dtype)
-    base.diffusion_model(
-        _with_concat(base, x).to(dtype), t, context=context, control=None, transformer_options=options, **adm
-    )
+    _unet(base)(_with_concat(base, x).to(dtype), t, context=context, control=None, transformer_options=options, **adm)
     return seen
+
+
+def _unet(base: Any) -> Any:
+    """The UNet itself: a compiled one would be compiled once more for this single pass."""
+    return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
 
 
 def _cross_capture(seen: dict[tuple[Any, ...], Seen]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ additions of its own, so that adding to a clone leaves the original as it was.
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..attention.sites import Site
@@ -37,6 +39,7 @@ class Slot:
         self._plain = plain
         self._previous = previous
         self._added = list(added)
+        self._uncompiled: Layer | None = None
 
     def add(self, callback: Callable[..., Tensor], **options: Any) -> None:
         """The protocol of IPAdapter_plus: `callback(out, q, k, v, extra_options, **options)` is added to the output."""
@@ -50,6 +53,15 @@ class Slot:
         return Slot(self._replacement, self._plain, copy.deepcopy(self._previous, memo), self._added)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: Options) -> Tensor:
+        # A compiled UNet leaves its graph here: our state changes at every call, and a graph of it would be made anew
+        # each time. Without a compiler in the process nothing of it is imported, which would take seconds.
+        if "torch._dynamo" not in sys.modules:
+            return self._attend(q, k, v, extra_options)
+        if self._uncompiled is None:
+            self._uncompiled = torch.compiler.disable(self._attend)
+        return self._uncompiled(q, k, v, extra_options)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, extra_options: Options) -> Tensor:
         out = self._own(q, k, v, extra_options)
         if not self._added:
             return out
