@@ -2,13 +2,13 @@
 
 Legend: B rows, Q queries, T text keys, N face keys, K all keys, h heads, d head width, C = h*d channels.
 
-Additive score terms (strength, length, soft borders) travel in extra head channels: the query carries one factor, the
-key the other, and their product is the term. So no attention kernel ever needs a mask: flash, sage and xformers all
-compute the same thing. `naive.py` holds the same formula with a dense mask, written for reading.
+Additive score terms (strength, length, soft borders) travel in extra head channels (`wide_heads.py`), so no attention
+kernel ever needs a mask. `naive.py` holds the same formula with a dense mask, written for reading.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,10 @@ from einops import rearrange
 from torch import Tensor
 
 from .routing import Region, everywhere
-
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""`attend(q [B,Q,C], k [B,K,C], v [B,K,C], heads) -> [B,Q,C]`, scores scaled by 1/sqrt(C/heads)."""
+from .wide_heads import Attend, WideHeads, num_parts, split_number, split_tensor
 
 LENGTH_MODES = ("balanced", "paper")
 COMBINE_MODES = ("fused", "decoupled")
-CHANNEL_MULTIPLE = 8  # head widths that tensor cores like
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +117,9 @@ def decoupled_attention(
     Arguments and result as `fused_attention`.
     """
     no_faces: Sequence[FaceKeys] = ()
+    spans = regions if any(region.text for region in regions or ()) else None  # else all queries see the same text
     text = fused_attention(
-        q, text_key, text_value, no_faces, heads=heads, attend=attend, regions=regions, controls=controls
+        q, text_key, text_value, no_faces, heads=heads, attend=attend, regions=spans, controls=controls
     )
     return text + face_branch(q, faces, heads=heads, attend=attend, regions=regions, controls=controls)
 
@@ -175,7 +173,7 @@ def _by_region(q: Tensor, regions: Sequence[Region], region_output: Callable[[Te
     out = torch.empty_like(q)
     for region in regions:
         assert region.queries is not None
-        out = out.index_copy(1, region.queries, region_output(q.index_select(1, region.queries), region))
+        out.index_copy_(1, region.queries, region_output(q.index_select(1, region.queries), region))
     return out
 
 
@@ -190,63 +188,35 @@ def _attend_with_terms(
     attend: Attend,
 ) -> Tensor:
     """One softmax over all keys, each group of keys with its constant term and, in soft borders, its column."""
-    k, v = torch.cat(list(keys), dim=1), torch.cat(list(values), dim=1)
-    shift = terms[0] if all(term == terms[0] for term in terms) else None
-    if shift is not None and log_weight_QI is None:  # equal terms cancel in the softmax
-        return attend(q, k, v, heads)
+    terms = [term - terms[0] for term in terms]  # what all have in common cancels in the softmax
+    if log_weight_QI is None and not any(terms):
+        return attend(q, _joined(keys), _joined(values), heads)
+    num_columns = 0 if log_weight_QI is None else log_weight_QI.shape[1]
+    wide = WideHeads.behind(q.shape[2] // heads, heads, num_parts(q.dtype) * (1 + num_columns))
+    wide_q, wide_k = wide.query(q), wide.widen(keys)
     lengths = [key.shape[1] for key in keys]
-    key_terms = torch.cat([q.new_full((n,), t, dtype=torch.float32) for n, t in zip(lengths, terms)])
-    q_factors, k_factors = [q.new_ones(q.shape[1], 1, dtype=torch.float32)], [key_terms[:, None]]
-    if log_weight_QI is not None:
-        membership = _membership(lengths, columns, log_weight_QI.shape[1], device=q.device)
-        q_factors.append(log_weight_QI.to(q.device, torch.float32))
-        k_factors.append(membership)
-    return attend_with_factors(q, k, v, torch.cat(q_factors, 1), torch.cat(k_factors, 1), heads, attend)
+    place = wide.d
+    for parts in zip(*(split_number(term * wide.gain, q.dtype) for term in terms)):
+        wide_q[..., place] = wide.balance
+        _fill(wide_k[..., place], lengths, parts)
+        place += 1
+    for weights_QI in () if log_weight_QI is None else split_tensor(log_weight_QI.to(q.device) * wide.gain, q.dtype):
+        wide_q[..., place : place + num_columns] = weights_QI[:, None]
+        for i in range(num_columns):
+            _fill(wide_k[..., place + i], lengths, [wide.balance * (column == i) for column in columns])
+        place += num_columns
+    return wide.attend(wide_q, wide_k, wide.widen(values), attend)
 
 
-def _membership(lengths: Sequence[int], columns: Sequence[int | None], num: int, device: torch.device) -> Tensor:
-    """`[K, num]`: 1 where the key belongs to the column's identity."""
-    member = torch.zeros(sum(lengths), num, device=device)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def _fill(channel_BKh: Tensor, lengths: Sequence[int], values: Sequence[float]) -> None:
+    """Writes each group's value into a channel that holds zeros; neighbours with equal values at once."""
     start = 0
-    for length, column in zip(lengths, columns):
-        if column is not None:
-            member[start : start + length, column] = 1.0
-        start += length
-    return member
-
-
-def attend_with_factors(
-    q: Tensor, k: Tensor, v: Tensor, q_QF: Tensor, k_KF: Tensor, heads: int, attend: Attend
-) -> Tensor:
-    """Attention with scores q k^T / sqrt(d) + q_QF k_KF^T: the factors ride in extra head channels."""
-    d = q.shape[-1] // heads
-    extra_q, extra_k = _split_precision(q_QF, k_KF, q.dtype)
-    width = -(-(d + extra_q.shape[1]) // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
-    grow = math.sqrt(width)  # undoes the kernel's 1/sqrt(width) for the extra channels
-    balance = 2.0 ** round(math.log2(math.sqrt(grow)))  # a power of two: exact, and keeps both factors moderate
-    q = _append(q * math.sqrt(width / d), extra_q * (grow / balance), heads, width)
-    k = _append(k, extra_k * balance, heads, width)
-    v = _append(v, None, heads, width)
-    out = attend(q, k, v, heads)
-    return rearrange(out, "b n (h w) -> b n h w", h=heads)[..., :d].flatten(2)
-
-
-def _split_precision(q_QF: Tensor, k_KF: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Each factor as a coarse part exact in `dtype` plus the remainder, so that half precision loses nothing."""
-    if dtype not in (torch.float16, torch.bfloat16):
-        return q_QF, k_KF
-    q_high, k_high = q_QF.to(dtype).float(), k_KF.to(dtype).float()
-    return torch.cat([q_high, q_high, q_QF - q_high], 1), torch.cat([k_high, k_KF - k_high, k_high], 1)
-
-
-def _append(x: Tensor, extra_NF: Tensor | None, heads: int, width: int) -> Tensor:
-    heads_x = rearrange(x, "b n (h d) -> b n h d", h=heads)
-    b, n, _, d = heads_x.shape
-    parts = [heads_x]
-    used = d
-    if extra_NF is not None:
-        parts.append(extra_NF.to(x)[None, :, None, :].expand(b, n, heads, -1))
-        used += extra_NF.shape[1]
-    if used < width:
-        parts.append(x.new_zeros(()).expand(b, n, heads, width - used))
-    return torch.cat(parts, dim=-1).flatten(2)
+    for value, group in itertools.groupby(zip(values, lengths), key=lambda pair: pair[0]):
+        stop = start + sum(length for _, length in group)
+        if value:
+            channel_BKh[:, start:stop] = value
+        start = stop

@@ -2,7 +2,7 @@
 
 Routing cross-attention alone does not isolate people, because self-attention still sees the whole latent. Here a query
 of person i and a key of person j != i get the score term `-amount`; background queries and keys stay free, so light and
-composition remain one picture. The term rides in extra head channels (see `fusion.py`): no kernel needs a mask.
+composition remain one picture. The term rides in extra head channels (see `wide_heads.py`): no kernel needs a mask.
 
 Legend: B rows, Q tokens of the layer, K keys, I identities, h heads, C channels.
 """
@@ -14,8 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from .fusion import Attend, attend_with_factors, sdpa_attend
+from .fusion import sdpa_attend
 from .grid import exclusive_tokens, masks_to_tokens
+from .wide_heads import Attend, attend_with_factors
 
 LARGEST_AMOUNT = 20.0  # e^-20: beyond it nothing changes any more
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .fusion import PAPER, Attend, FaceControls, FaceKeys, fused_attention, sdpa_attend
+from .fusion import PAPER, FaceControls, FaceKeys, fused_attention, sdpa_attend
 from .routing import Region, everywhere
+from .wide_heads import Attend
 
 EPS = 1e-5
 

@@ -17,12 +17,12 @@ from attention.fusion import (
     COMBINE_MODES,
     FaceControls,
     FaceKeys,
-    attend_with_factors,
     fused_attention,
     length_term,
     sdpa_attend,
 )
 from attention.routing import Region
+from attention.wide_heads import attend_with_factors
 
 ROUNDING = 2e-6
 
