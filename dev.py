@@ -4,6 +4,7 @@
     python dev.py demo --comfyui PATH [--photo FILE]   a picture from the real ComfyUI server
     python dev.py workflows --comfyui PATH             rewrites example_workflows from its API forms
     python dev.py subgraphs --comfyui PATH             rewrites the blueprints of the node library
+    python dev.py contract --comfyui PATH              promises new nodes and inputs; refuses a broken promise
     python dev.py locales --comfyui PATH               rewrites locales/en and says what to translate
     python dev.py pages --comfyui PATH                 rewrites the input lists of the help pages
     python dev.py pictures --comfyui PATH              draws thumbnails and help pictures with Chromium
@@ -32,6 +33,7 @@ SCRIPTS = {
     "demo": "host/demo.py",
     "workflows": "host/build_workflows.py",
     "subgraphs": "host/build_subgraphs.py",
+    "contract": "host/build_contract.py",
     "locales": "host/build_locales.py",
     "pages": "host/build_help.py",
     "pictures": "browser/pictures.py",
@@ -50,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     commands.add_parser("demo", help="one picture through the real server; see demo --help", add_help=False)
     commands.add_parser("workflows", help="UI forms of the examples; see workflows --help", add_help=False)
     commands.add_parser("subgraphs", help="blueprints of the node library; see subgraphs --help", add_help=False)
+    commands.add_parser("contract", help="what saved workflows rely on; see contract --help", add_help=False)
     commands.add_parser("locales", help="texts of the nodes; see locales --help", add_help=False)
     commands.add_parser("pages", help="input lists of the help pages; see pages --help", add_help=False)
     commands.add_parser("pictures", help="thumbnails and help pictures; see pictures --help", add_help=False)
