@@ -58,7 +58,8 @@ def python_files(folder: str) -> list[Path]:
 def imports(file: Path) -> Iterator[Import]:
     """Every import of a file; `from .. import attention` reaches `attention`."""
     tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    at_top = {node for statement in tree.body if not _is_function(statement) for node in ast.walk(statement)}
+    later = {inner for node in ast.walk(tree) if _runs_later(node) for inner in ast.walk(node)}
+    at_top = set(ast.walk(tree)) - later
     package = file.relative_to(ROOT).parent.parts
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,11 +72,11 @@ def imports(file: Path) -> Iterator[Import]:
                 yield Import(file, node.lineno, reached, relative=node.level > 0, at_top=node in at_top)
 
 
-def _is_function(statement: ast.stmt) -> bool:
-    """Functions, classes' methods included, run later; so does what stands under `if TYPE_CHECKING`."""
-    if isinstance(statement, ast.If):
-        return isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
-    return isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+def _runs_later(node: ast.AST) -> bool:
+    """Functions, classes' methods included, run later; what stands under `if TYPE_CHECKING` never does."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def imports_of(folder: str) -> list[Import]:
