@@ -24,10 +24,37 @@ def test_named_files_and_folders_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_templates_of_the_quick_start_exist():
-    for name in ("one_person", "three_people"):
-        assert name in README
-        assert (ROOT / "example_workflows" / f"{name}.json").is_file()
+def section(title: str) -> str:
+    """The text under a heading."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_template_is_in_the_table_and_no_other():
+    named = set(re.findall(r"\*([a-z_]+)\*", section("Templates")))
+    assert named == {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
+
+
+def test_every_blueprint_is_named():
+    for path in (ROOT / "subgraphs").glob("*.json"):
+        assert f"*{path.stem}*" in README
+
+
+def test_messages_of_the_troubleshooting_are_in_the_code():
+    """String pieces of neighbouring lines are joined as Python does."""
+    code = ""
+    for folder in ("attention", "faces", "nodes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            code += re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
+    messages = re.findall(r'^\| "([^"]+)" \|', section("When something goes wrong"), flags=re.MULTILINE)
+    assert len(messages) >= 8
+    assert [message for message in messages if message not in code] == []
+
+
+def test_training_commands_are_those_of_the_training_page():
+    commands = re.findall(r"^python -m training\..*$", section("Training"), flags=re.MULTILINE)
+    assert len(commands) == 3
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [command for command in commands if command not in page] == []
 
 
 def test_licences_are_those_the_nodes_show():
