@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attention.adapter import AdapterSettings
+from attention.fusion import FaceKeys
 from attention.grid import LATENT_SCALE
 
 from .unet import FusedUNet, Reference, TextContext
@@ -81,16 +82,19 @@ def cost(family: str, resolution: int, reference: int | None = None) -> Cost:
         inputs, shown = (step_inputs(family, size, 1, make=_empty) for size in (resolution, reference))
         faces = [Reference(shown[0], shown[2])]
         forward = _gflop(lambda: model(*inputs))
-        with_face = _gflop(lambda: model(*inputs, faces))
-        keys = _gflop(lambda: model.face_keys(faces))
         reference_pass = _gflop(lambda: model.reference_hidden(faces[0]))
-        step = _gflop(lambda: model(*inputs, faces).sum().backward())
-        plain = _kept_bytes(model, lambda: model(*inputs, faces))
+        shown_keys: dict[str, Sequence[FaceKeys]] = {}
+        keys = _gflop(lambda: shown_keys.update(model.face_keys(faces)))
+        held, held_checkpointed = _Held(model), _Held(model)
+        outputs: list[Tensor] = []
+        with held:
+            with_face = _gflop(lambda: outputs.append(model(*inputs, faces)))
+        backward = _gflop(lambda: outputs.pop().sum().backward())
         model.unet.enable_gradient_checkpointing()
-        checkpointed = _kept_bytes(model, lambda: model(*inputs, faces))
+        with held_checkpointed:
+            model(*inputs, faces)
         trained = sum(weight.numel() for _, weight in model.trainable())
         frozen = sum(weight.numel() for weight in model.unet.parameters())
-        cache = _cache_bytes(model, faces[0])
     return Cost(
         family=family,
         resolution=resolution,
@@ -98,12 +102,12 @@ def cost(family: str, resolution: int, reference: int | None = None) -> Cost:
         forward=forward,
         fused=with_face - keys - forward,
         projection=keys - reference_pass,
-        step=step,
+        step=with_face + backward,
         trained=trained,
-        cache_mib=cache / MIB,
+        cache_mib=_fp16_bytes(shown_keys) / MIB,
         weights_gib=(2 * frozen + 4 * 5 * trained) / GIB,
-        activations_gib=plain / GIB,
-        activations_checkpointed_gib=checkpointed / GIB,
+        activations_gib=held.bytes / GIB,
+        activations_checkpointed_gib=held_checkpointed.bytes / GIB,
     )
 
 
@@ -155,27 +159,29 @@ def cpu_attention_flops() -> dict[Any, Any]:
     }
 
 
-def _kept_bytes(model: FusedUNet, run: Callable[[], object]) -> int:
-    """Bytes that autograd holds between forward and backward, each storage once, weights left out."""
-    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    held: dict[int, int] = {}
-    alive = []
+class _Held(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd holds between forward and backward, each storage once, weights left out."""
 
-    def pack(tensor: Tensor) -> Tensor:
+    def __init__(self, model: FusedUNet) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._own = {weight.untyped_storage()._cdata for weight in model.parameters()}
+        self._sizes: dict[int, int] = {}
+        self._alive: list[torch.UntypedStorage] = []
+
+    def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            held[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # a freed storage's address could come back for another one
-        return tensor
+        if storage._cdata not in self._own:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self._alive.append(storage)  # a freed storage's address could come back for another one
+        return tensor.detach()  # a saved output must not hold the graph it is saved in
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(held.values())
+    @property
+    def bytes(self) -> int:
+        """So far."""
+        return sum(self._sizes.values())
 
 
-def _cache_bytes(model: FusedUNet, reference: Reference) -> int:
-    with torch.no_grad():
-        keys = model.face_keys([reference])
+def _fp16_bytes(keys: Mapping[str, Sequence[FaceKeys]]) -> int:
     return sum(2 * (face.key.numel() + face.value.numel()) for faces in keys.values() for face in faces)
 
 
