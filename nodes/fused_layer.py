@@ -40,10 +40,9 @@ def layer_replacement(plan: FusionPlan, site: Site) -> Replacement:
             (rows, _attend(plan, q[rows], k[rows], v[rows], options, regions, faces, styles))
             for rows, regions, faces in _parts(plan, site, run, q, options)
         ]
-        if options.get(SPANS_KEY) is None and plan.attention == "attn2":
+        if options.get(SPANS_KEY) is None or plan.attention == "attn1":
             return _joined(done, q, k, v, options)
-        plain = text_attention if plan.attention == "attn2" else host_attention
-        out = plain(q, k, v, options).clone()
+        out = text_attention(q, k, v, options).clone()
         for rows, values in done:
             out[rows] = values
         return out
