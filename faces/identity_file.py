@@ -49,8 +49,11 @@ def identity_path(folder: Path, name: str) -> Path:
     return path
 
 
-def save_identity(identity: Identity, path: Path) -> None:
-    """Write the file whole or not at all: a crash or a full disk leaves the former file as it was."""
+def save_identity(identity: Identity, path: Path, *, overwrite: bool = True) -> None:
+    """Write the file whole or not at all: a crash or a full disk leaves the former file as it was.
+
+    Raises ``FileExistsError`` where ``overwrite`` is off and there is one, also one that another process has just made.
+    """
     from safetensors.numpy import save
 
     data = save(_tensors(identity), metadata=_metadata(identity))
@@ -61,10 +64,24 @@ def save_identity(identity: Identity, path: Path) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
+        if overwrite:
+            Path(temporary).replace(path)
+        else:
+            _place_new(Path(temporary), path)
+    finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Gives the file its name unless that is taken: one step, so that two processes never take the same."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
         raise
+    except OSError:  # a file system without links, such as exFAT
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
 
 
 def load_identity(path: Path) -> Identity:

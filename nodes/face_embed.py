@@ -18,6 +18,7 @@ from ..faces.quality import QualityGate
 from ..faces.select import LARGEST, ORDERS
 from .advanced import advanced
 from .images import image_to_pictures, pictures_to_image
+from .input_ranges import require_in_range
 from .wire_types import Encoder, Identity
 
 
@@ -45,6 +46,7 @@ class FaceEmbed(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         try:
+            require_in_range(cls, inputs)
             return io.NodeOutput(*embed(**inputs))
         except ValueError as error:
             raise ValueError(f"FaceEmbed: {error}") from error

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ..faces.pictures import as_rgb
 from .images import pictures_to_image
+from .input_ranges import require_in_range
 
 NODE = "FusedIDFaceFolder"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -70,6 +71,7 @@ class FaceFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, first: int, count: int) -> io.NodeOutput:
         try:
+            require_in_range(cls, {"first": first, "count": count})
             if problem := _problem(folder):
                 raise ValueError(problem)
             files = chosen_files(_place(folder), first=first, count=count)

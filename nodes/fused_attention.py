@@ -13,6 +13,7 @@ from ..attention.sites import LAYER_GROUPS
 from .adapter_choice import FROM_ADAPTER, adapter_choices, adapter_fingerprint
 from .advanced import advanced
 from .fusion_setup import patch_model
+from .input_ranges import require_in_range
 from .wire_types import Identity, Routed
 
 NODE = "FusedIDAttentionPatch"
@@ -260,6 +261,7 @@ class FusedIDAttentionPatch(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, adapter: str, **given: Any) -> io.NodeOutput:
         try:
+            require_in_range(cls, given)
             return io.NodeOutput(*patch_model(model, adapter, **given))
         except ValueError as error:
             raise ValueError(f"{NODE}: {error}") from error

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ..attention.fusion import fused_attention
 from ..attention.routing import Region
+from .attention_in_parts import attend_in_parts
 
 SPANS_KEY = "fusedid_guidance_spans"
 """Where a patched MODEL's transformer_options hold its `GuidanceSpans`."""
@@ -56,7 +58,7 @@ def _attend(options: Options) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]
         precision = options.get("attn_precision")
         return optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=options)
 
-    return attend
+    return partial(attend_in_parts, attend)
 
 
 class TextSlot:

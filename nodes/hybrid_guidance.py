@@ -27,6 +27,7 @@ from .guidance_patch import patch_guidance
 from .guidance_report import Prompt, branch_lines, file_lines, routing_lines
 from .guidance_style import encode_style, hide_faces, hide_masked, weights_file
 from .guidance_text import remembered_text
+from .input_ranges import require_in_range
 from .prior import NO_PRIOR, text_to_image_space
 from .separation import patch_separation
 from .wire_types import Encoder, Identity, Routed, require_places
@@ -66,6 +67,7 @@ class HybridGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         try:
+            require_in_range(cls, inputs, files=("guidance", "prior"))
             return io.NodeOutput(*guide(**inputs))
         except ValueError as error:
             raise ValueError(f"HybridGuidance: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..faces.identity_file import SUFFIX, identity_path, load_identity, save_ide
 from ..faces.mix import require_encoder
 from .folders import IDENTITIES
 from .images import identity_strip
+from .input_ranges import require_in_range
 from .wire_types import Encoder, Identity
 
 NUMBER, OVERWRITE = "add a number", "overwrite"
@@ -54,6 +56,7 @@ class SaveIdentity(io.ComfyNode):
     def execute(cls, identity: Person, name: str, if_exists: str) -> io.NodeOutput:
         folder = Path(folder_paths.get_folder_paths(IDENTITIES)[0])
         try:
+            require_in_range(cls, {"if_exists": if_exists})
             path = keep(identity, folder, name, overwrite=if_exists == OVERWRITE)
         except (ValueError, OSError) as error:
             raise ValueError(f"FusedIDSaveIdentity: {error}") from error
@@ -119,14 +122,17 @@ def saved_identities() -> list[str]:
 def keep(identity: Person, folder: Path, name: str, *, overwrite: bool) -> Path:
     """Write an identity under a name inside `folder`; where it went. An equal file is left as it is."""
     path = identity_path(folder, name)
-    free = path
-    number = 1
-    while free.exists() and not overwrite:
-        if _holds(free, identity):
-            return free
-        number += 1
-        free = path.with_name(f"{path.stem}_{number}{SUFFIX}")
-    save_identity(replace(identity, name=free.stem), free)
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_name(f"{path.stem}_{number}{SUFFIX}")
+        if not overwrite and free.exists():
+            if _holds(free, identity):
+                break
+            continue
+        try:
+            save_identity(replace(identity, name=free.stem), free, overwrite=overwrite)
+            break
+        except FileExistsError:  # another ComfyUI that shares the folder was quicker
+            continue
     return free
 
 

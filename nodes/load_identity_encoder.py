@@ -10,6 +10,7 @@ from ..faces.packs import RESEARCH
 from ..faces.providers import AUTO, available_providers, choose_provider, provider_choices
 from .advanced import advanced
 from .folders import insightface_roots
+from .input_ranges import require_in_range
 from .wire_types import Encoder
 
 
@@ -62,6 +63,7 @@ class LoadIdentityEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, face_pack: str, provider: str, det_size: int) -> io.NodeOutput:
         try:
+            require_in_range(cls, {"det_size": det_size})
             if choice_name(face_pack) != OPENCV:
                 choose_provider(provider, available_providers())
             return io.NodeOutput(open_encoder(face_pack, insightface_roots(), det_size=det_size, provider=provider))

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..faces.identity import Identity as Person
 from ..faces.mix import mix_identities, mix_report
+from .input_ranges import require_in_range
 from .wire_types import Identity
 
 PEOPLE = 6
@@ -38,6 +39,7 @@ class MixIdentities(io.ComfyNode):
     def execute(cls, name: str, **inputs: Any) -> io.NodeOutput:
         people, weights = _connected(inputs)
         try:
+            require_in_range(cls, inputs)
             mix = mix_identities(people, weights, name=name.strip())
         except ValueError as error:
             raise ValueError(f"FusedIDMix: {error}") from error

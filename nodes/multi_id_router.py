@@ -15,6 +15,7 @@ from ..faces.identity import Identity as Person
 from ..faces.preview import draw_faces
 from .advanced import advanced
 from .images import image_to_pictures, pictures_to_image
+from .input_ranges import require_in_range
 from .people_masks import HEAD, ORDER_OF_CHOICE, REGIONS, FoundPeople, find_people
 from .region_masks import at_one_size, given_mask, resolved_masks, same_shape
 from .routing_preview import draw_routing
@@ -50,6 +51,7 @@ class MultiIDMaskRouter(io.ComfyNode):
     @classmethod
     def execute(cls, identity: Any, **given: Any) -> io.NodeOutput:
         try:
+            require_in_range(cls, given)
             routed, preview = route_people(identity, **given)
         except ValueError as error:
             raise ValueError(f"{NODE}: {error}") from error

@@ -13,6 +13,7 @@ from ..faces.preview import draw_faces
 from ..faces.similarity import PictureScore, best_first, score_pictures, score_report, score_table
 from .advanced import advanced
 from .images import image_to_pictures, pictures_to_image
+from .input_ranges import require_in_range
 from .wire_types import Encoder, Identity
 
 PEOPLE = 4
@@ -59,6 +60,7 @@ class FaceSimilarity(io.ComfyNode):
     def execute(cls, encoder: Any, image: Tensor, min_similarity: float, **identities: Any) -> io.NodeOutput:
         people = [person for _, person in sorted(identities.items()) if person is not None]
         try:
+            require_in_range(cls, {"min_similarity": min_similarity})
             outputs = compare(encoder, image, people, min_similarity)
         except ValueError as error:
             raise ValueError(f"FusedIDFaceSimilarity: {error}") from error
