@@ -1,18 +1,23 @@
-"""`python -m training.benchmark`: samples/s, GFLOP/s and, on a GPU, peak memory of a training step with random weights.
+"""`python -m training.benchmark`: speed and peak memory of a training step, and the speed of preparing photos.
 
     python -m training.benchmark                      # sd15 on a GPU; a small layout on the CPU
     python -m training.benchmark --family sdxl --resolution 1024 --batch 2
+    python -m training.benchmark --photos PHOTOS --prepare-config training/configs/prepare_sd15.yaml
 
-The step is the real one (reference pass, forward, backward, AdamW) without data loading, VAE and text encoder.
+The step is the real one (reference pass, forward, backward, AdamW) with random weights, without data loading, VAE and
+text encoder. Photos go through the whole of `training.prepare`, into a folder that is removed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention.adapter import AdapterSettings
 
+from .config_io import load_config
 from .cost import GIB, LAYOUTS, cpu_attention_flops, step_inputs
+from .prepare.config import PrepareConfig
+from .prepare.pipeline import prepare
 from .unet import FusedUNet, Reference
 
 SMALL: dict[str, Any] = {
@@ -105,7 +113,7 @@ def _model(family: str, resolution: int, checkpointing: bool, device: str, dtype
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown."""
+    """Markdown of training steps."""
     lines = ["| step | s | samples/s | GFLOP/s | peak GiB |", "|---|---|---|---|---|"]
     for r in results:
         peak = f"{r.peak_gib:.2f}" if r.peak_gib else "-"
@@ -113,18 +121,47 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def prepare_table(photos: str, config: str | None, overrides: Sequence[str]) -> str:
+    """Prepares a folder of photos; Markdown of every stage's speed. Raises ValueError as `training.prepare` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "prepared"
+        paths = [f"input={json.dumps(photos)}", f"output={json.dumps(str(output))}"]
+        prepare(load_config(PrepareConfig, config, [*paths, *overrides]), quiet=True)
+        timings = json.loads((output / "report.json").read_text(encoding="utf-8"))["timings"]
+    lines = ["| stage of prepare | pictures | s | img/s | img/s per core |", "|---|---|---|---|---|"]
+    columns = ("stage", "pictures", "seconds", "per_second", "per_second_and_core")
+    lines += ["| " + " | ".join(str(timing[name]) for name in columns) + " |" for timing in timings]
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: without and with checkpointing."""
+    """The command line. Exit code 2 for errors the user can put right."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m training.benchmark", description="Speed of a training step.")
+    parser = argparse.ArgumentParser(prog="python -m training.benchmark", description="Speed of training and prepare.")
     parser.add_argument("--family", choices=("small", *LAYOUTS), default="sd15" if gpu else "small")
     parser.add_argument("--resolution", type=int, default=512 if gpu else 128)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--photos", help="measure training.prepare on this folder instead of a training step")
+    parser.add_argument("--prepare-config", type=Path, help="YAML file of training.prepare, with --photos")
+    parser.add_argument("--set", action="append", default=[], help="section.field=value of training.prepare")
     options = parser.parse_args(arguments)
+    try:
+        if options.photos is not None:
+            sys.stdout.write(prepare_table(options.photos, options.prepare_config, options.set))
+        else:
+            sys.stdout.write(table(measure_steps(options)))
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def measure_steps(options: argparse.Namespace) -> list[Result]:
+    """A step without and with checkpointing."""
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-    results = [
+    return [
         measure(
             options.family,
             options.resolution,
@@ -136,8 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for checkpointing in (False, True)
     ]
-    sys.stdout.write(table(results))
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import prepare_kit as kit
 import pytest
+import torch
 
 from training.cost import cost, table
 
@@ -42,3 +44,28 @@ def test_the_benchmark_prints_speed_with_and_without_checkpointing(capsys):
     assert len(lines) == 4 and "checkpointing" in lines[3]
     seconds, samples, gflop = (float(cell) for cell in lines[2].split("|")[2:5])
     assert seconds > 0 and samples == pytest.approx(1 / seconds, rel=0.2) and gflop > 0
+
+
+def test_the_benchmark_prints_the_speed_of_prepare_per_core(tmp_path, capsys):
+    from training.benchmark import main
+
+    photos = kit.photo_folder(tmp_path / "photos", 5)
+    overrides = [word for setting in kit.WITHOUT_FACES for word in ("--set", setting)]
+    assert main(["--photos", str(photos), *overrides]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert "img/s per core" in header
+    found = {row.split("|")[1].strip(): [float(cell) for cell in row.split("|")[2:6]] for row in rows}
+    assert {"scan", "faces", "select", "pack"} <= found.keys()
+    assert found["scan"][0] == 5 and min(found["scan"][2:]) > 0
+    assert list(tmp_path.iterdir()) == [photos]
+    assert main(["--photos", str(tmp_path / "nowhere"), *overrides]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: peak memory of the whole SD1.5 UNet")
+def test_the_whole_sd15_unet_trains_in_12_gb_on_a_gpu():
+    from training.benchmark import measure
+
+    common = {"batch": 1, "device": "cuda", "steps": 2, "dtype": torch.bfloat16}
+    whole, checkpointed = (measure("sd15", 512, checkpointing=on, **common) for on in (False, True))
+    assert 0 < checkpointed.peak_gib < whole.peak_gib < 12 * 1e9 / 2**30

@@ -19,6 +19,7 @@ from training.prepare import unit as unit_module
 from training.prepare import walk as walk_module
 from training.prepare.decode import DropError, decode
 from training.storage import LocalStore
+from training.train import main as train
 
 LIMIT = 100_000_000
 
@@ -218,12 +219,14 @@ def test_full_disk_keeps_finished_work(tmp_path: Path, monkeypatch: pytest.Monke
     assert not redone
 
 
-def test_everything_dropped_says_why_and_keeps_the_work(tmp_path: Path) -> None:
+def test_everything_dropped_says_why_and_keeps_the_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     photos, output = kit.photo_folder(tmp_path / "photos", 3), tmp_path / "out"
     with pytest.raises(ValueError, match=r"all 3 inputs were dropped(.|\n)*3 too_small: .*select.min_side"):
         kit.run(photos, output, "select.min_side=500")
     assert set(kit.dropped(output).values()) == {"too_small"}
     assert "too_small" in (output / "report.md").read_text()
+    assert train(["--set", f"data.root={output}", "--set", "model.base=sd15", "--set", f"run={tmp_path / 'run'}"]) == 2
+    assert "has no samples; see its report.md" in caplog.text
     kit.run(photos, output)
     assert len(kit.index(output)) == 3
 

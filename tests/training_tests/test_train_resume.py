@@ -38,6 +38,7 @@ def newest(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoints(run / "checkpoints")[-1] / WEIGHTS_FILE)
 
 
+@pytest.mark.slow
 def test_20_steps_equal_10_plus_kill_plus_resume_10_bit_for_bit(tiny_base, tmp_path):
     def values(run: str) -> dict:
         return settings(tiny_base, tmp_path / run, schedule__steps=20, checkpoint__every=10, ema__decay=0.99)
@@ -55,6 +56,7 @@ def test_20_steps_equal_10_plus_kill_plus_resume_10_bit_for_bit(tiny_base, tmp_p
             assert torch.equal(one[name], two[name]), (file, name)
 
 
+@pytest.mark.slow
 def test_1_process_with_batch_4_equals_2_processes_with_batch_2(tiny_base, tmp_path):
     def values(run: str, batch: int) -> dict:
         changes = {"schedule__steps": 5, "schedule__batch_size": batch, "checkpoint__every": 5}
