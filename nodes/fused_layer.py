@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +17,16 @@ from ..attention.grid import crop_masks
 from ..attention.routing import Region, route
 from ..attention.sites import Site
 from ..attention.training_free import Statistics, shared_attention
+from .areas import Area, chunk_areas
 from .fusion_plan import FusionPlan, Run
 from .guidance_slot import SPANS_KEY, host_attention, routed_rows, text_attention
 from .rows import positive_rows
 from .slot import Options, Replacement
 
+log = logging.getLogger("fusedid")
+
+MOST_KEPT = 64
+SLIGHT_STRETCH = 1.1
 RUNS = "fusedid_runs"
 """Where a UNet call's transformer_options hold the `Run` of every plan that acts in it, by the plan's number."""
 
@@ -95,19 +101,19 @@ def _parts(plan: FusionPlan, site: Site, run: Run, q: Tensor, options: Options) 
     kinds = options.get("cond_or_uncond") or [0]
     num_latents, _, *grid = options["activations_shape"]
     spans = positive_rows(q.shape[0], kinds, num_latents)
-    uuids = options.get("uuids") or [None] * len(kinds)
-    positive = [uuid for uuid, kind in zip(uuids, kinds) if kind == 0]
+    full_hw, areas = chunk_areas(options)
+    positive = [area for area, kind in zip(itertools.cycle(areas), kinds) if kind == 0]
     faces = _face_keys(plan, site, run.features)
     parts: list[Part] = []
-    for (start, stop), uuid in zip(spans, positive):
-        regions = _regions(plan, (grid[0], grid[1]), run, run.areas.get(uuid), q)
+    for (start, stop), area in zip(spans, positive):
+        regions = _regions(plan, (grid[0], grid[1]), full_hw, area, q)
         if plan.attention == "attn2" and options.get(SPANS_KEY) is not None:
             met = {(rows.start, rows.stop): found for rows, found in routed_rows(q, options, faces=regions)}
             regions = met.get((start, stop), regions)
         parts.append((slice(start, stop), regions, faces))
     gaps = _gaps(spans, q.shape[0])
     if plan.both:
-        return parts + [(rows, _regions(plan, (grid[0], grid[1]), run, None, q), faces) for rows in gaps]
+        return parts + [(rows, _regions(plan, (grid[0], grid[1]), full_hw, None, q), faces) for rows in gaps]
     if run.negative is not None:
         layer = run.negative.layers[site.path]
         return parts + [(rows, None, [FaceKeys(layer.key, layer.value)]) for rows in gaps]
@@ -120,7 +126,7 @@ def _gaps(spans: Sequence[tuple[int, int]], num_rows: int) -> list[slice]:
 
 
 def _regions(
-    plan: FusionPlan, grid: tuple[int, int], run: Run, area: tuple[int, int, int, int] | None, q: Tensor
+    plan: FusionPlan, grid: tuple[int, int], full_hw: tuple[int, int], area: Area | None, q: Tensor
 ) -> tuple[Region, ...] | None:
     routed = plan.routed
     if routed is None:
@@ -131,9 +137,25 @@ def _regions(
             f"{q.shape[1]}), so the masks of 'routed' cannot be applied. Remove token merging or tiling of attention, "
             "or use one identity without masks"
         )
-    key = (grid, run.full_hw if area else None, area, q.device)
+    key = (grid, full_hw if area else None, area, q.device)
     if key not in plan.regions:
-        masks = routed.masks if area is None else crop_masks(routed.masks, run.full_hw, area)
+        if len(plan.regions) >= MOST_KEPT:
+            plan.regions.clear()
+        if not plan.regions:  # once per run of the node
+            _check_shape(routed.masks, full_hw)
+        masks = routed.masks if area is None else crop_masks(routed.masks, full_hw, area)
         found = route(masks, grid, background=routed.background, soft=routed.soft)  # type: ignore[arg-type]
         plan.regions[key] = tuple(region.to(q.device) for region in found)
     return plan.regions[key]
+
+
+def _check_shape(masks_IHW: Tensor, full_hw: tuple[int, int]) -> None:
+    """Masks are stretched to the picture; says so where that moves people."""
+    height, width = masks_IHW.shape[-2:]
+    stretch = (width / height) / (full_hw[1] / full_hw[0])
+    if max(stretch, 1 / stretch) > SLIGHT_STRETCH:
+        log.warning(
+            "FusedIDAttentionPatch: the masks are %dx%d, the picture has other proportions (latent %dx%d): they are "
+            "stretched to it. Paint masks at the picture's size to keep people in place",
+            width, height, full_hw[1], full_hw[0],
+        )  # fmt: skip

@@ -84,15 +84,10 @@ class FusionPlan:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One UNet call in which the faces act: features per reference and of "no face", and what each chunk shows.
-
-    areas: the part (height, width, y, x) of the latent `full_hw` that a conditioning's chunk shows, by its uuid.
-    """
+    """One UNet call in which the faces act: features per reference, and of "no face" where the family has them."""
 
     features: tuple[ReferenceFeatures, ...]
     negative: ReferenceFeatures | None
-    full_hw: tuple[int, int]
-    areas: dict[Any, tuple[int, int, int, int]]
 
 
 def features_bytes(plan: FusionPlan, itemsize: int) -> int:

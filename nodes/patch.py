@@ -15,13 +15,13 @@ import comfy.model_patcher
 import comfy.patcher_extension as extension
 from torch import Tensor, nn
 
+from .areas import note_areas
 from .feature_store import feature_store
 from .fused_layer import RUNS, layer_replacement
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Run, features_bytes
 from .reference_cache import call_features, compute_dtype
 from .slot import Slot, install
 
-AREAS = "fusedid_areas"
 NODE = "FusedIDAttentionPatch"
 
 
@@ -31,7 +31,7 @@ def install_fusion(model: Any, plan: FusionPlan) -> tuple[Any, int]:
     sites = [site for site in plan.sites if site.path in plan.active]
     layers = install(clone, plan.attention, sites, lambda site: layer_replacement(plan, site))
     key = f"fusedid_{plan.number}"
-    clone.add_wrapper_with_key(extension.WrappersMP.CALC_COND_BATCH, key, _note_areas)
+    clone.add_wrapper_with_key(extension.WrappersMP.CALC_COND_BATCH, key, note_areas)
     clone.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, key, _prepare_call(plan))
     for event in (extension.CallbacksMP.ON_PRE_RUN, extension.CallbacksMP.ON_CLEANUP):  # a run that failed had no end
         clone.add_callback_with_key(event, key, lambda *_: plan.forget_run())
@@ -61,18 +61,6 @@ def _own_slots(_: Any, clone: Any) -> None:
         slots.update({key: copy.deepcopy(slot, memo) for key, slot in slots.items() if isinstance(slot, Slot)})
 
 
-def _note_areas(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Any, options: Any, *rest: Any) -> Any:
-    """Tells the layers which part of the latent every prompt's chunk shows (area conditioning)."""
-    areas = {
-        cond["uuid"]: tuple(int(n) for n in cond["area"])
-        for group in conds
-        for cond in group or ()
-        if "uuid" in cond and len(cond.get("area") or ()) == 4
-    }
-    noted = {**options.get("transformer_options", {}), AREAS: (tuple(x.shape[-2:]), areas)}
-    return executor(model, conds, x, timestep, {**options, "transformer_options": noted}, *rest)
-
-
 def _shows(plan: FusionPlan, kinds: Any) -> bool:
     """Whether any row of a call sees something of ours: hosts may run the negative prompt in a call of its own."""
     negative = isinstance(plan.faces, GivenFaces) and plan.faces.negative is not None
@@ -93,8 +81,7 @@ def _prepare_call(plan: FusionPlan) -> Any:
                 found = call_features(plan, executor.class_obj, x, t, c_crossattn, named.get("y"), options)
             except ValueError as error:
                 raise ValueError(f"{NODE}: {error}") from error
-            full_hw, areas = options.get(AREAS, (tuple(x.shape[-2:]), {}))
-            options = {**options, RUNS: {**options.get(RUNS, {}), plan.number: Run(*found, full_hw, areas)}}
+            options = {**options, RUNS: {**options.get(RUNS, {}), plan.number: Run(*found)}}
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
 
     return apply_model
