@@ -38,6 +38,15 @@ SDXL: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 2816,
 }
 LAYOUTS: dict[str, dict[str, Any]] = {"sd15": SD15, "sdxl": SDXL}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+CLIP_L: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+CLIP_G: dict[str, Any] = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+TEXT_ENCODERS = {"sd15": (CLIP_L,), "sdxl": (CLIP_L, CLIP_G)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +217,28 @@ def table(rows: Sequence[Cost]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def beside_gib() -> dict[str, float]:
+    """Memory of the parts that the table leaves out: the VAE in fp32, the text encoders of each family in bf16."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        found = {"VAE": 4 * _num_weights(AutoencoderKL(**VAE)) / GIB}
+        for family, towers in TEXT_ENCODERS.items():
+            num = sum(_num_weights(CLIPTextModel(CLIPTextConfig(**tower))) for tower in towers)
+            found[f"text encoders of {family}"] = 2 * num / GIB
+    return found
+
+
+def _num_weights(module: Any) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def beside_line() -> str:
+    """`beside_gib` as a sentence."""
+    return "Beside these: " + ", ".join(f"{name} {gib:.2f} GiB" for name, gib in beside_gib().items()) + ".\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.cost", description="Cost and memory by calculation.")
@@ -217,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sizes = options.resolution or [512, 1024]
     rows = [cost(family, size, options.reference) for family in options.family or LAYOUTS for size in sizes]
-    sys.stdout.write(table(rows))
+    sys.stdout.write(table(rows) + "\n" + beside_line())
     return 0
 
 
