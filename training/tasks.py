@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from .base import load_base
@@ -11,6 +13,8 @@ from .guidance_task import GuidanceTask
 from .shards import ShardSource
 from .source import Source
 from .task import Task
+
+logger = logging.getLogger("fusedid")
 
 
 def open_sources(config: TrainConfig) -> tuple[Source, Source | None]:
@@ -22,6 +26,8 @@ def open_sources(config: TrainConfig) -> tuple[Source, Source | None]:
     try:
         return train, ShardSource(config.data.root, "val")
     except ValueError:  # the data set itself has just been opened, so only the split can be missing
+        if config.validation.samples > 0:
+            logger.warning("%s has no validation split; this run is not validated", config.data.root)
         return train, None
 
 
