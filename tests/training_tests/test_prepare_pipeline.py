@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from PIL import Image
 from training.prepare import unit as unit_module
 from training.prepare.__main__ import main
 from training.prepare.executors import ProcessExecutor
+from training.prepare.pipeline import prepare
 from training.prepare.tables import content_digest, to_table
 
 SAMPLE_ROWS = [("a", True, [1.0]), (None, None, None), ("c", False, []), ("dd", True, [2.0, 3.0])] * 2
@@ -237,6 +239,14 @@ def test_report_accounts_for_everything(tmp_path: Path) -> None:
     text = (output / "report.md").read_text()
     for name in ("kept.jpg", "dropped.jpg", "histograms.png"):
         assert f"report/{name}" in text and Image.open(output / "report" / name).size[0] > 300
+
+
+def test_every_stage_has_a_bar_with_speed_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = kit.photo_folder(tmp_path / "photos", 4)
+    prepare(kit.make_config(photos, tmp_path / "out", "run.batch=2"))
+    bars = capsys.readouterr().err
+    for stage in ("scan", "faces", "select", "pack"):
+        assert re.search(rf"{stage}: 100%\|.*4/4 \[\d+:\d+<\d+:\d+, +[\d.]+(img/s|s/img)\]", bars), stage
 
 
 def test_command_line_ends_with_codes_and_advice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
