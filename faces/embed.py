@@ -81,16 +81,20 @@ def embed_faces(
     pictures = as_rgb_batch(images)
     shares = _weights(weights, len(pictures))
     request = _Request(encoder, which, index, like, gate or QualityGate(), det_size)
+    chosen: list[ImageReport] = []
+    for number, picture in enumerate(pictures, start=1):
+        chosen.append(_choose(picture, number, request))
+        _follow_error_policy(chosen[-1], policy)
+        if progress is not None:
+            progress(number, len(pictures))
+    _embed_together(pictures, chosen, encoder)
     references: list[Reference] = []
     reports: list[ImageReport] = []
-    for number, (picture, weight) in enumerate(zip(pictures, shares), start=1):
-        report = _choose(picture, number, request)
+    for picture, report, weight in zip(pictures, chosen, shares):
         reference = _reference(picture, report, policy, encoder, margin)
         if reference is not None:
             references.append(replace(reference, weight=weight))
         reports.append(replace(report, used=reference is not None))
-        if progress is not None:
-            progress(number, len(pictures))
     if not references:
         problems = "; ".join(f"picture {report.number}: {report.problem}" for report in reports)
         raise ValueError(f"no picture has a usable face ({problems}); use photos in which the face is clearly visible")
@@ -158,16 +162,29 @@ def _similarities(picture: np.ndarray, detections: Detections, request: _Request
     return similarities_to(mixed_embedding(request.like), np.stack(embed_cached(aligned, request.encoder)))
 
 
+def _follow_error_policy(report: ImageReport, policy: str) -> None:
+    if report.problem and policy == ERROR:
+        raise ValueError(
+            f"picture {report.number}: {report.problem}. Use another picture, or set the no-face policy to '{SKIP}' or "
+            f"'{WHOLE}'"
+        )
+
+
+def _embed_together(pictures: Sequence[np.ndarray], reports: Sequence[ImageReport], encoder: FaceEncoder) -> None:
+    """One batch for the recogniser; from here on the embeddings are remembered."""
+    aligned = [
+        align_face(picture, report.detections.faces[report.chosen].keypoints)
+        for picture, report in zip(pictures, reports)
+        if report.chosen is not None and not report.problem
+    ]
+    embed_cached(aligned, encoder)
+
+
 def _reference(
     picture: np.ndarray, report: ImageReport, policy: str, encoder: FaceEncoder, margin: float
 ) -> Reference | None:
     if not report.problem and report.chosen is not None:
         return face_reference(picture, report.detections.faces[report.chosen], encoder, margin=margin)
-    if policy == ERROR:
-        raise ValueError(
-            f"picture {report.number}: {report.problem}. Use another picture, or set the no-face policy to '{SKIP}' or "
-            f"'{WHOLE}'"
-        )
     if policy == WHOLE and not report.detections.faces:
         return Reference(crop=whole_square(picture), embedding=None, keypoints=None, score=0.0)
     return None

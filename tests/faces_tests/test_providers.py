@@ -89,6 +89,16 @@ def test_one_session_per_file_for_all_threads(roots: list[Path]) -> None:
     assert sessions.release_models() == 1
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(64, sessions.MAX_THREADS), (2, 2), (None, 1)])
+def test_a_session_leaves_cores_to_the_sampler(
+    roots: list[Path], monkeypatch: pytest.MonkeyPatch, cores: int | None, threads: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    session = sessions._create_session(roots[0] / "models" / "test_pack" / "det_500m.onnx", "CPU")
+    options = session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+
+
 def test_sessions_are_bounded(roots: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions.release_models()
     monkeypatch.setattr(sessions, "MAX_SESSIONS", 2)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from faces import cache
-from faces.cache import embed_cached, find_faces_cached
+from faces.cache import clear_face_cache, embed_cached, find_faces_cached
 from faces.detect import Look, distinct_faces, find_faces, looks_to_try
+from faces.embed import embed_faces
 from faces.encoder import Face
 
 MakeFace = Callable[..., Face]
@@ -108,6 +109,24 @@ def test_embeddings_are_computed_once_and_handed_out_as_copies(stand_in: StandIn
     first[0][:] = 0
     assert embed_cached(faces[:1], encoder)[0][0] == 1
     assert encoder.embedded == 2
+
+
+def test_the_faces_of_all_pictures_go_through_the_recogniser_in_one_batch(
+    stand_in: StandIn, make_face: MakeFace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = stand_in(lambda image, size: [make_face(40.0, 40.0, 100.0)])
+    batches: list[int] = []
+    embed = encoder.embed
+    monkeypatch.setattr(encoder, "embed", lambda aligned: (batches.append(len(aligned)), embed(aligned))[1])
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (200, 200, 3), dtype=np.uint8) for _ in range(5)]
+    together = embed_faces(pictures, encoder).identity
+    assert batches == [5]
+    assert embed_faces(pictures[::-1], encoder).identity.references[0].embedding is not None
+    assert batches == [5], "remembered by content"
+    clear_face_cache()
+    alone = [embed_faces([picture], encoder).identity.references[0] for picture in pictures]
+    assert all(np.array_equal(a.embedding, b.embedding) for a, b in zip(alone, together.references))
 
 
 def test_another_encoder_has_its_own_entries(
