@@ -123,6 +123,15 @@ def test_tests_import_the_host_only_inside_functions():
     assert places(found) == []
 
 
+def test_benchmarks_stand_alone():
+    """They load the pack through the host, as a user's ComfyUI does, and nothing of ours needs them."""
+    own = imports_of("benchmarks")
+    assert places([one for one in own if one.relative and one.top != "benchmarks"]) == []
+    absolute = [one for one in own if not one.relative]
+    assert places([one for one in absolute if one.top in OURS or (one.at_top and one.top in HOST)]) == []
+    assert places([one for folder in OURS for one in imports_of(folder) if one.top == "benchmarks"]) == []
+
+
 def test_root_imports_nothing_at_module_level():
     assert places([one for one in imports(ROOT / "__init__.py") if one.at_top]) == []
 

@@ -75,14 +75,14 @@ def make_base(base: Path) -> Path:
     return base
 
 
-def import_host(path: Path, base: Path) -> Host:
-    """Imports the checkout's `nodes` on CPU. Once per process: the host keeps its state in modules."""
+def import_host(path: Path, base: Path, *, cpu: bool = True) -> Host:
+    """Imports the checkout's `nodes`, by default on CPU. Once per process: the host keeps its state in modules."""
     sys.path.insert(
         0, str(path)
     )  # before the repository root, whose `nodes` folder has the name of the host's nodes.py
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     args.base_directory = str(base)
     args.database_url = "sqlite:///:memory:"
     importlib.import_module("utils.extra_config")  # nodes.py puts comfy/ first on sys.path, with another `utils`

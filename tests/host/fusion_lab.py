@@ -32,13 +32,24 @@ class Call:
 
 
 class FusionLab:
-    """A model of a layout with everything the node wants. Pictures are 64 pixels, latents 8 x 8."""
+    """A model of a layout with everything the node wants. Pictures are 64 pixels, latents 8 x 8.
 
-    def __init__(self, pack: Any, small_models: Any, layout: str = "sd15_tiny") -> None:
+    reference_size: pixels, of the adapter.
+    """
+
+    def __init__(
+        self,
+        pack: Any,
+        small_models: Any,
+        layout: str = "sd15_tiny",
+        *,
+        dtype: torch.dtype = torch.float32,
+        reference_size: int = 64,
+    ) -> None:
         self.pack, self.layout, self._small_models = pack, layout, small_models
-        self.model = small_models.load_unet(layout)
+        self.model = small_models.load_unet(layout, dtype=dtype)
         self.vae = small_models.load_vae()
-        self.adapter: Path = small_models.adapter(layout)
+        self.adapter: Path = small_models.adapter(layout, reference_size=reference_size)
         self.positive = small_models.conditioning(layout, seed=1)
         self.negative = small_models.conditioning(layout, seed=2)
 

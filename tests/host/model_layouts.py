@@ -35,11 +35,11 @@ class UNetLayout:
         return sum(self.depth_in) + self.depth_middle + sum(self.depth_out)
 
 
-def _sdxl(depth: int, deepest: int, middle: int) -> UNetLayout:
+def _sdxl(depth: int, deepest: int, middle: int, widths: tuple[int, ...] = (320,) * 3) -> UNetLayout:
     pairs = (0, 0, depth, depth, deepest, deepest)
     outs = (deepest,) * 3 + (depth,) * 3 + (0,) * 3
     return UNetLayout(
-        widths=(320,) * 3,
+        widths=widths,
         res_blocks=2,
         depth_in=pairs,
         depth_middle=middle,
@@ -62,6 +62,14 @@ LAYOUTS = {
         depth_middle=1,
         depth_out=(0,) * 3 + (1,) * 9,
     ),
+    # the real SD1.5: 860 M weights
+    "sd15": UNetLayout(
+        widths=(320, 640, 1280, 1280),
+        res_blocks=2,
+        depth_in=(1,) * 6 + (0, 0),
+        depth_middle=1,
+        depth_out=(0,) * 3 + (1,) * 9,
+    ),
     "sd15_inpaint": UNetLayout(
         widths=(320,), res_blocks=1, depth_in=(1,), depth_middle=1, depth_out=(1, 1), in_channels=9
     ),
@@ -69,6 +77,8 @@ LAYOUTS = {
     "sdxl_tiny": _sdxl(1, 2, 2),
     # 70 sites with the names of the real SDXL, at a constant width
     "sdxl_full": _sdxl(2, 10, 10),
+    # the real SDXL: 2.6 G weights
+    "sdxl": _sdxl(2, 10, 10, widths=(320, 640, 1280)),
 }
 
 

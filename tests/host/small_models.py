@@ -156,19 +156,20 @@ class SmallModels:
         save_sparse(path, weights, zeros)
         return path
 
-    def adapter(self, layout: str = "sd15_small", *, seed: int = 0) -> Path:
+    def adapter(self, layout: str = "sd15_small", *, seed: int = 0, reference_size: int = 64) -> Path:
         """A random fusion adapter with every site of a layout, in `models/fusedid`, with a reference prompt."""
         from attention.adapter import AdapterSettings, Projection, save_adapter
 
-        path = self._path("fusedid", f"{layout}_{seed}.safetensors")
+        size = "" if reference_size == 64 else f"_{reference_size}px"
+        path = self._path("fusedid", f"{layout}_{seed}{size}.safetensors")
         if path.exists():
             return path
         suffix = ".attn2.to_q.weight"
         shapes = unet_shapes(LAYOUTS[layout])
         widths = {name.removesuffix(suffix): shape for name, shape in shapes.items() if name.endswith(suffix)}
         keys, values = (random_weights(widths, seed=2 * seed + i + 1) for i in range(2))
-        full = layout.removesuffix("_full")
-        settings = AdapterSettings(base=full if layout.endswith("_full") else "custom", reference_size=64)
+        base = layout.removesuffix("_full")
+        settings = AdapterSettings(base=base if base in ("sd15", "sdxl") else "custom", reference_size=reference_size)
         context, extra = self.conditioning(layout, seed=seed)[0]
         save_adapter(
             path,

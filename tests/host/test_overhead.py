@@ -1,0 +1,136 @@
+"""Speed and memory: the bars of docs/speed.md that a CPU can show. Machines are noisy, so only clear misses fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attention.cache import MIB
+from benchmarks import dense_mask, overhead
+from benchmarks.cases import cases
+from benchmarks.measure import interleaved
+from benchmarks.results import verdict
+from benchmarks.scene import Scene
+
+ROOT = Path(__file__).resolve().parents[2]
+NOISE = 0.05
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def scene(pack: Any) -> Scene:
+    return Scene(pack, "sd15_full", size=256, trained=256, device="cpu")
+
+
+@pytest.mark.slow
+def test_a_step_stays_within_the_bars(scene: Scene) -> None:
+    """All 16 layers at half of SD1.5's picture side; `--model sd15 --size 512` measures the real one."""
+    wanted = [case for case in cases(scene, "cpu") if case.bar is not None]
+    assert [case.bar for case in wanted] == [1.35, 1.12, 1.04, 1.04, 1.04, 1.0]
+    first = next(case for case in cases(scene, "cpu") if case.name == wanted[2].against)
+    models = {"unpatched": scene.model} | {case.name: case.patch(scene) for case in [*wanted, first]}
+    for model in models.values():
+        scene.step(model)
+    steps = {name: lambda model=model: scene.step(model) for name, model in models.items()}
+    timings = interleaved(steps, ROUNDS, "cpu", lambda _: None)
+    over = {}
+    for case in wanted:
+        ratio = statistics.median(timings[case.name].ratios(timings[case.against or "unpatched"]))
+        if ratio > case.bar + NOISE:
+            over[case.name] = ratio
+    assert over == {}
+
+
+def test_strength_0_leaves_nothing_in_the_model(scene: Scene) -> None:
+    """So it costs nothing, whatever the clock says."""
+    (case,) = [case for case in cases(scene, "cpu") if case.group == "strength 0"]
+    patched = case.patch(scene)
+    assert patched.model_options == scene.model.model_options
+    assert (patched.wrappers, patched.callbacks, patched.additional_models) == ({}, {}, {})
+    assert not patched.patches and not patched.object_patches
+
+
+def test_a_second_run_with_another_seed_and_prompt_costs_no_reference_pass(scene: Scene) -> None:
+    scene.pack.submodule("nodes.reference_cache").CACHE.drop(lambda _: True)
+    runs = []
+    for seed in (1, 2):
+        model, _ = scene.patch(identity=scene.person(2, seed=9), reference_size=64)
+        runs.append(scene.passes(model, steps=1, seed=seed)[0])
+    assert runs == [2, 0]
+
+
+@pytest.mark.parametrize(("layout", "side", "mib"), [("sd15", 512, 44.1), ("sd15", 256, 11.0), ("sdxl", 1024, 400.0)])
+def test_keys_and_values_of_a_reference_take_what_was_counted(pack: Any, layout: str, side: int, mib: float) -> None:
+    plans, sites = pack.submodule("nodes.fusion_plan"), pack.submodule("attention.sites")
+    reference = pack.submodule("nodes.reference")
+    table = {"sd15": sites.SD15_SITES, "sdxl": sites.SDXL_SITES}[layout]
+    latent = reference.ReferenceLatent(torch.zeros(1, 4, side // 8, side // 8), "")
+    plan = plans.FusionPlan(
+        plans.ReferencePass(None, (latent,), None), (plans.Shown(0, 1.0),), table,
+        frozenset(), pack.submodule("attention.fusion").PAPER, None, "fused", "paper",
+    )  # fmt: skip
+    assert plans.features_bytes(plan, 2) / MIB == pytest.approx(mib, rel=0.02)
+
+
+def test_four_routed_people_are_much_faster_than_a_dense_mask(scene: Scene) -> None:
+    rows = dense_mask.compare(scene, ROUNDS, reference=256, progress=lambda _: None)
+    gains = {row["kernel"]: statistics.median(row["gains"]) for row in rows}
+    assert set(gains) == set(dense_mask.KERNELS)
+    assert min(gains.values()) >= 1.5
+
+
+@pytest.mark.parametrize(("inputs", "allowed"), [({}, 1.15), ({"log_weight": 0.7}, 1.35)], ids=["plain", "with a term"])
+def test_a_layer_costs_little_beyond_its_arithmetic(pack: Any, inputs: dict[str, float], allowed: float) -> None:
+    """Against PyTorch's kernel on finished keys and values. A term widens heads of 40 to 48 channels: 1.2 by count."""
+    fusion = pack.submodule("attention.fusion")
+    q, text = torch.randn(1, 4096, 320), torch.randn(1, 77, 320)
+    face = fusion.FaceKeys(torch.randn(1, 1024, 320), torch.randn(1, 1024, 320), **inputs)
+    k, v = torch.cat([text, face.key], 1), torch.cat([text, face.value], 1)
+    ways = {"ours": lambda: fusion.fused_attention(q, text, text, [face], heads=8),
+            "kernel": lambda: fusion.sdpa_attend(q, k, v, 8)}  # fmt: skip
+    with torch.no_grad():
+        timed = {name: dense_mask.timed(way, "cpu") for name, way in ways.items()}
+        timings = interleaved(timed, 7, "cpu", lambda _: None)
+    assert statistics.median(timings["ours"].ratios(timings["kernel"])) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "noise", "word"),
+    [(1.3, None, 0.0, ""), (1.1, 1.12, 0.0, "met"), (1.13, 1.12, 0.02, "within noise"), (1.2, 1.12, 0.02, "NOT met")],
+)
+def test_the_table_says_whether_a_bar_is_met(value: float, bar: float | None, noise: float, word: str) -> None:
+    assert verdict(value, bar, noise) == word
+
+
+@pytest.mark.slow
+def test_the_command_measures_and_writes_what_it_printed(comfyui_checkout: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.overhead", "--comfyui", str(comfyui_checkout), "--device", "cpu"]
+    command += ["--size", "128", "--rounds", "1", "--rows", "size,strength 0,passes", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    (data,), (plot,) = tmp_path.glob("*.json"), tmp_path.glob("*.svg")
+    (model,) = json.loads(data.read_text())["models"]
+    names = [row["name"] for row in model["rows"]]
+    assert names == ["1 reference of 128 px", "1 reference of 64 px", "1 reference of 32 px", "strength 0"]
+    assert all(f"| {row['name']} | {row['ratio']:.3f} |" in done.stdout for row in model["rows"])
+    assert model["rows"][0]["flops"] > model["rows"][1]["flops"] > model["rows"][3]["flops"] == 1.0
+    assert "run 2: 0 reference passes" in done.stdout and str(comfyui_checkout) not in data.read_text()
+    assert plot.read_text().count("<rect") > len(names)
+
+
+def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, said in (
+        (["--comfyui", str(tmp_path)], "has no nodes.py"), (["--rows", "colours"], "unknown rows colours"),
+        (["--size", "100"], "accepted are multiples of 64"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            overhead.main(wrong)
+        assert said in capsys.readouterr().err
