@@ -14,6 +14,7 @@ PACK = "ComfyUI-FusedID"
 SCREENSHOTS = Path(__file__).with_name("screenshots")
 VIEW = {"width": 1600, "height": 1000}
 LOAD_MS, RUN_MS = 90_000, 90_000
+MOST_DIALOGS = 5
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LOADED_WIDTH = """image => new Promise(done => {
     const look = left => image.naturalWidth || !left ? done(image.naturalWidth) : setTimeout(() => look(left - 1), 100)
@@ -43,8 +44,10 @@ class Frontend:
 
     def tidy(self) -> None:
         """Closes dialogs and the side bar, and empties the canvas."""
-        while self.page.locator(".p-dialog").count():
-            self.page.keyboard.press("Escape")
+        for _ in range(MOST_DIALOGS):
+            if not self.page.locator(".p-dialog").count():
+                break
+            self.page.evaluate("() => app.extensionManager.dialog.closeDialog()")
             self.page.wait_for_timeout(400)
         self.page.evaluate(
             """() => {
