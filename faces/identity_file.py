@@ -98,7 +98,7 @@ def load_identity(path: Path) -> Identity:
             return _identity(file, count, encoder, metadata.get("fusedid.name", ""))
     except FileNotFoundError as error:
         raise ValueError(f"the identity file {path} does not exist; save the identity first") from error
-    except (SafetensorError, ValueError, OSError, TypeError, KeyError, RecursionError) as error:
+    except (SafetensorError, ValueError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
             f"{path.name} cannot be used as an identity ({reason}); save it again with the FusedID Save Identity node"

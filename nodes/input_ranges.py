@@ -31,4 +31,4 @@ def require_in_range(node: type[io.ComfyNode], given: Mapping[str, Any], *, file
 def _require_number(entry: Any, value: Any) -> None:
     low, high = (-math.inf if entry.min is None else entry.min), (math.inf if entry.max is None else entry.max)
     if not low <= value <= high:  # false for NaN as well
-        raise ValueError(f"{entry.id} is {value!r}; accepted is {low:g} to {high:g}. Look at the node linked to it")
+        raise ValueError(f"{entry.id} is {value!r}, accepted is {low:g} to {high:g}. Look at the node linked to it")

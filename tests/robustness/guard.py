@@ -49,6 +49,18 @@ def forbidden(*events: str) -> Iterator[list[str]]:
 
 
 @contextmanager
+def opened() -> Iterator[list[str]]:
+    """Every file that Python opens inside the block."""
+    seen: list[str] = []
+    entry = (frozenset({"open"}), seen)
+    _watched.append(entry)
+    try:
+        yield seen
+    finally:
+        _watched.remove(entry)
+
+
+@contextmanager
 def limited_time() -> Iterator[None]:
     """Fails when the block took longer than any case may."""
     start = time.monotonic()

@@ -395,7 +395,7 @@ def picture_file(kind: str) -> bytes:
 ARRAYS = st.builds(
     lambda shape, dtype, value: np.full(shape, value).astype(dtype),
     st.one_of(
-        st.lists(st.sampled_from([0, 1, 2, 3, 4, 15, 16, 17, 40]), max_size=5),
+        st.lists(st.sampled_from([0, 1, 2, 3, 4, 15, 16, 17]), max_size=5),
         st.tuples(st.sampled_from([16, 40]), st.sampled_from([17, 40]), st.sampled_from([1, 3, 4])),
     ),
     st.sampled_from(["uint8", "float16", "float32", "float64", "int64", "bool", "complex64", "object", "<U3"]),
