@@ -24,7 +24,7 @@ class FeatureStore(ModelPatcher):
     def __init__(self, base: Any) -> None:
         self._number = model_number(base)  # first: the host asks for the size while it constructs
         self._expected = 0
-        super().__init__(_Empty(), management.get_torch_device(), management.unet_offload_device())
+        super().__init__(ReferenceFeaturesOnDevice(), management.get_torch_device(), management.unet_offload_device())
 
     def expect(self, num_bytes: int) -> None:
         """What the next run will hold, so that the host makes room before the first reference pass."""
@@ -49,7 +49,7 @@ class FeatureStore(ModelPatcher):
         return super().detach(unpatch_all)
 
 
-class _Empty(nn.Module):
+class ReferenceFeaturesOnDevice(nn.Module):
     """What the host moves between devices for us: nothing."""
 
 

@@ -103,6 +103,16 @@ def test_example_makes_a_picture_on_the_real_server(name, server, stand_ins):
     assert "16 of 16" in kinds["PreviewAny"]["text"][0]
 
 
+def test_training_free_needs_no_adapter(server, stand_ins):
+    free = stand_ins | {"FusedIDAttentionPatch": {"reference_size": SIDE}}
+    (picture,), kinds = run(server, "training_free", free)
+    off = {"FusedIDAttentionPatch": {"reference_size": SIDE, "strength": 0.0}}
+    (plain,), _ = run(server, "training_free", stand_ins | off)
+    assert kinds["PreviewAny"]["text"][0].startswith("16 of 16 layers, 1 reference")
+    assert "in self-attention" in kinds["PreviewAny"]["text"][0]
+    assert np.abs(picture - plain).max() > 10
+
+
 def test_several_references_are_all_seen(server, stand_ins):
     _, kinds = run(server, "several_references", stand_ins)
     assert "3 references" in kinds["PreviewAny"]["text"][0]
