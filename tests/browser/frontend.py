@@ -47,7 +47,7 @@ class Frontend:
         for _ in range(MOST_DIALOGS):
             if not self.page.locator(".p-dialog").count():
                 break
-            self.page.evaluate("() => app.extensionManager.dialog.closeDialog()")
+            self.page.keyboard.press("Escape")
             self.page.wait_for_timeout(400)
         self.page.evaluate(
             """() => {
