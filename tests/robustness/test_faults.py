@@ -284,10 +284,8 @@ WRITER = """
 """
 
 
-def test_two_comfyui_processes_share_the_folders(
-    lab: FusionLab, fresh: dict[Job, torch.Tensor], tmp_path: Path
-) -> None:
-    """Both save new people under one name at once while this process samples and reads: nobody is lost, none is torn."""
+def test_two_comfyui_processes_share_the_folders(lab: FusionLab, fresh: dict[Job, torch.Tensor]) -> None:
+    """Both save new people under one name while this process samples and reads: nobody is lost, none is torn."""
     host, folder, count = lab.pack.host, identities(lab), 15
     load = lab.pack.submodule("faces.identity_file").load_identity
     paths = [str(Path(__file__).parent)]
@@ -299,10 +297,8 @@ def test_two_comfyui_processes_share_the_folders(
     ]
     logs = [folder.with_name(f"writer_{number}.log") for number in (1, 2)]
     writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], cwd=jobs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        for script in scripts
+        subprocess.Popen([sys.executable, "-c", script], cwd=jobs.ROOT, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+        for script, log in zip(scripts, logs)
     ]
     while any(writer.poll() is None for writer in writers):
         assert torch.equal(jobs.sampled(lab, FACE_JOB), fresh[FACE_JOB])
