@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from guard import limited_time
+from guard import limited_memory, limited_time
 from hypothesis import HealthCheck, settings
 
 VARIABLE = "FUSEDID_HOSTILE_CASES"
@@ -35,7 +35,7 @@ def outcome(target: str, name: str, read: Callable[[], Any]) -> Any:
     Everything else that is raised fails the test.
     """
     counts = OUTCOMES.setdefault(target, Counter())
-    with limited_time():
+    with limited_time(), limited_memory():
         try:
             result = read()
         except ValueError as error:

@@ -16,7 +16,7 @@ PICKLES = ("pickle.find_class",)
 CASE_SECONDS = 20.0
 """A case takes milliseconds; machines may be busy."""
 MEMORY_BYTES = 256 << 20
-"""What reading hostile files may need at most beyond what was there before."""
+"""What one case may need at most beyond what was there before."""
 
 _watched: list[tuple[frozenset[str], list[str]]] = []
 
@@ -80,7 +80,7 @@ def limited_memory(allowed: int = MEMORY_BYTES) -> Iterator[None]:
     before = _status("VmRSS")
     yield
     grown = _status("VmHWM") - before
-    assert grown <= allowed, f"reading hostile files took {grown >> 20} MiB"
+    assert grown <= allowed, f"one case took {grown >> 20} MiB"
 
 
 def _status(name: str) -> int:
