@@ -5,6 +5,7 @@
     python dev.py workflows --comfyui PATH             rewrites example_workflows from its API forms
     python dev.py subgraphs --comfyui PATH             rewrites the blueprints of the node library
     python dev.py contract --comfyui PATH              promises new nodes and inputs; refuses a broken promise
+    python dev.py host --comfyui PATH                  records what this pack relies on in that ComfyUI
     python dev.py locales --comfyui PATH               rewrites locales/en and says what to translate
     python dev.py pages --comfyui PATH                 rewrites the input lists of the help pages
     python dev.py pictures --comfyui PATH              draws thumbnails and help pictures with Chromium
@@ -34,6 +35,7 @@ SCRIPTS = {
     "workflows": "host/build_workflows.py",
     "subgraphs": "host/build_subgraphs.py",
     "contract": "host/build_contract.py",
+    "host": "robustness/host_contract.py",
     "locales": "host/build_locales.py",
     "pages": "host/build_help.py",
     "pictures": "browser/pictures.py",
@@ -53,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     commands.add_parser("workflows", help="UI forms of the examples; see workflows --help", add_help=False)
     commands.add_parser("subgraphs", help="blueprints of the node library; see subgraphs --help", add_help=False)
     commands.add_parser("contract", help="what saved workflows rely on; see contract --help", add_help=False)
+    commands.add_parser("host", help="what this pack relies on in ComfyUI; see host --help", add_help=False)
     commands.add_parser("locales", help="texts of the nodes; see locales --help", add_help=False)
     commands.add_parser("pages", help="input lists of the help pages; see pages --help", add_help=False)
     commands.add_parser("pictures", help="thumbnails and help pictures; see pictures --help", add_help=False)
