@@ -26,7 +26,7 @@ from small_models import SmallModels  # noqa: E402
 from workflow_forms import Api, with_inputs  # noqa: E402
 
 LAYOUT = "sd15_full"
-SMALL_SIDE, FULL_SIDE = 256, 512
+SMALL_SIDE, FULL_SIDE = 192, 512
 RUN_SECONDS = 3600.0
 
 
