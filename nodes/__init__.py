@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .attention_map import AttentionMap
 from .doctor import FusedIDDoctor
 from .face_embed import FaceEmbed
 from .face_folder import FaceFolder
@@ -14,6 +15,7 @@ from .identity_files import LoadIdentity, SaveIdentity
 from .load_identity_encoder import LoadIdentityEncoder
 from .mix import MixIdentities
 from .multi_id_router import MultiIDMaskRouter
+from .record_attention import RecordAttention
 from .similarity import FaceSimilarity
 
 
@@ -27,6 +29,8 @@ class FusedIDExtension(ComfyExtension):
             FaceEmbed,
             MultiIDMaskRouter,
             FusedIDAttentionPatch,
+            RecordAttention,
+            AttentionMap,
             HybridGuidance,
             MixIdentities,
             SaveIdentity,

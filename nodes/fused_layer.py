@@ -6,6 +6,8 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,11 @@ from ..attention.cache import ReferenceFeatures
 from ..attention.fusion import FaceKeys, decoupled_attention, fused_attention, length_term
 from ..attention.grid import crop_masks
 from ..attention.routing import Region, route
+from ..attention.shares import attention_shares, output_shares
 from ..attention.sites import Site
 from ..attention.training_free import Statistics, shared_attention
 from .areas import Area, chunk_areas
+from .attention_recording import LayerShares, listening
 from .fusion_plan import FusionPlan, Run
 from .guidance_slot import SPANS_KEY, host_attention, routed_rows, text_attention
 from .rows import positive_rows
@@ -37,15 +41,18 @@ Part = tuple[slice, "tuple[Region, ...] | None", Sequence[FaceKeys]]
 def layer_replacement(plan: FusionPlan, site: Site) -> Replacement:
     """The function that takes the layer's place: None when the faces do not act in this call."""
 
-    def replace(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor | None:
+    def layer(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor | None:
         run = options.get(RUNS, {}).get(plan.number)
         if run is None:
             return None
         styles = [style for features in run.features if (style := features.layers[site.path].statistics)]
+        parts = _parts(plan, site, run, q, options)
         done = [
             (rows, _attend(plan, q[rows], k[rows], v[rows], options, regions, faces, styles))
-            for rows, regions, faces in _parts(plan, site, run, q, options)
+            for rows, regions, faces in parts
         ]
+        if listening(options):
+            _record(plan, parts, q, k, v, options, styles)
         if options.get(SPANS_KEY) is None or plan.attention == "attn1":
             return _joined(done, q, k, v, options)
         out = text_attention(q, k, v, options).clone()
@@ -53,7 +60,7 @@ def layer_replacement(plan: FusionPlan, site: Site) -> Replacement:
             out[rows] = values
         return out
 
-    return replace
+    return layer
 
 
 def _joined(done: Sequence[tuple[slice, Tensor]], q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -85,6 +92,47 @@ def _attend(
     return attention(q, k, v, faces, heads=heads, **given)
 
 
+def _record(
+    plan: FusionPlan,
+    parts: Sequence[Part],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    styles: Sequence[Statistics],
+) -> None:
+    """Tells the recordings who was looked at; the positive prompts' rows come first among the parts."""
+    num_latents, _, *grid = options["activations_shape"]
+    kinds = options.get("cond_or_uncond") or [0]
+    full_hw, areas = _positive_areas(options, kinds)
+    added = plan.combine == "decoupled" and not plan.adain
+    as_is = plan if added else replace(plan, controls=replace(plan.controls, value_strength=1.0))
+    for (rows, regions, faces), area in zip(parts, areas):
+        attention = partial(_attend_values, as_is, q[rows], k[rows], options, regions, styles)
+        if added:
+            shares = output_shares(attention, v[rows], faces, people=len(plan.names))
+        else:
+            shares = attention_shares(attention, v[rows], faces, people=len(plan.names), heads=options["n_heads"])
+        found = LayerShares(
+            plan.number, plan.names, shares, (grid[0], grid[1]), full_hw, area, num_latents // len(kinds)
+        )
+        for recording in listening(options):
+            recording.add(found)
+
+
+def _attend_values(
+    plan: FusionPlan,
+    q: Tensor,
+    k: Tensor,
+    options: Options,
+    regions: tuple[Region, ...] | None,
+    styles: Sequence[Statistics],
+    value: Tensor,
+    faces: Sequence[FaceKeys],
+) -> Tensor:
+    return _attend(plan, q, k, value, options, regions, faces, styles)
+
+
 def _face_keys(plan: FusionPlan, site: Site, features: Sequence[ReferenceFeatures]) -> list[FaceKeys]:
     identities = [one.identity for one in plan.shown]
     keys = []
@@ -101,8 +149,7 @@ def _parts(plan: FusionPlan, site: Site, run: Run, q: Tensor, options: Options) 
     kinds = options.get("cond_or_uncond") or [0]
     num_latents, _, *grid = options["activations_shape"]
     spans = positive_rows(q.shape[0], kinds, num_latents)
-    full_hw, areas = chunk_areas(options)
-    positive = [area for area, kind in zip(itertools.cycle(areas), kinds) if kind == 0]
+    full_hw, positive = _positive_areas(options, kinds)
     faces = _face_keys(plan, site, run.features)
     parts: list[Part] = []
     for (start, stop), area in zip(spans, positive):
@@ -118,6 +165,12 @@ def _parts(plan: FusionPlan, site: Site, run: Run, q: Tensor, options: Options) 
         layer = run.negative.layers[site.path]
         return parts + [(rows, None, [FaceKeys(layer.key, layer.value)]) for rows in gaps]
     return parts
+
+
+def _positive_areas(options: Options, kinds: Sequence[int]) -> tuple[tuple[int, int], list[Area | None]]:
+    """Size of the whole latent, and the area that each positive prompt shows."""
+    full_hw, areas = chunk_areas(options)
+    return full_hw, [area for area, kind in zip(itertools.cycle(areas), kinds) if kind == 0]
 
 
 def _gaps(spans: Sequence[tuple[int, int]], num_rows: int) -> list[slice]:

@@ -55,8 +55,9 @@ class FusionPlan:
 
     attention: `attn2` (cross-attention) or `attn1` (self-attention, training-free). active: paths of the sites that see
     the faces. both: whether the negative prompt's rows see them too. adain: whether queries and keys take on the
-    reference's statistics. number: names the run in the options of a UNet call. kept, prompts: features, and
-    prompts' fingerprints by the host's name, of the run in progress; emptied after sampling.
+    reference's statistics. names: of the people, in the order of their identities. number: names the run in the options
+    of a UNet call. kept, prompts: features, and prompts' fingerprints by the host's name, of the run in progress;
+    emptied after sampling.
     """
 
     faces: ReferencePass | GivenFaces
@@ -71,6 +72,7 @@ class FusionPlan:
     both: bool = False
     adain: bool = False
     routed: RoutedIdentities | None = None
+    names: tuple[str, ...] = ()
     number: int = field(default_factory=lambda: next(_numbers))
     kept: dict[Any, ReferenceFeatures] = field(default_factory=dict)
     prompts: dict[Any, str] = field(default_factory=dict)

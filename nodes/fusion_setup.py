@@ -37,12 +37,12 @@ def patch_model(
     people = _people(identity, routed)
     sites = require_sites(model)
     active = _active(sites, layers)
-    window = _window(model, start_percent, end_percent)
+    window = percent_window(model, start_percent, end_percent)
     controls = FaceControls(max(strength, 1e-9), key_strength, value_strength, attention_scale)
     wishes = {"timestep": timestep, "length": length, "combine": combine, "text": reference_text}
     common: dict[str, Any] = {
         "sites": sites, "active": active, "window": window, "controls": controls, "routed": routed,
-        "both": apply_to == "both",
+        "both": apply_to == "both", "names": tuple(person.name for person in people),
     }  # fmt: skip
     if adain and adapter != TRAINING_FREE:
         raise ValueError(f"'adain' belongs to the adapter choice {TRAINING_FREE!r}, got {adapter!r}. Turn it off")
@@ -101,7 +101,8 @@ def _active(sites: tuple[Site, ...], layers: str) -> frozenset[str]:
     return active
 
 
-def _window(model: Any, start: float, end: float) -> Window:
+def percent_window(model: Any, start: float, end: float) -> Window:
+    """Noise levels of a MODEL between two fractions of the run. Raises ValueError unless 0 <= start <= end <= 1."""
     check_percents(start, end)
     sampling = model.get_model_object("model_sampling")
     # At the very start and end, whatever a sampler or another node does beyond the schedule is inside.

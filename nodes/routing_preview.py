@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = (
-    (232, 84, 60), (58, 138, 232), (70, 186, 88), (236, 184, 46), (164, 92, 214), (48, 190, 196), (240, 120, 180),
-    (150, 120, 70),
-)  # fmt: skip
-GOLDEN_ANGLE = 0.381966  # part of a turn: hues of further people stay far from each other
+from .labels import LEAST_TEXT, Box, Colour, chip_box, colour_of, draw_chip, label_text, readable_scale
+
 COLOURING = 0.5
 EMPTY = 36
 """Grey of the ground where there is no picture."""
-SMALLEST_SIDE, LARGEST_SIDE, EMPTY_SIDE = 512, 1536, 512
-"""Pixels of the longer side: small previews are enlarged, so that numbers can be read, and huge ones shrunk."""
+EMPTY_SIDE = 512
 SMALLEST_TEXT, LARGEST_TEXT = 1 / 48, 1 / 24
 """Height of the writing in parts of the longer side."""
-LEAST_TEXT = 16
-"""Pixels."""
 GLIMPSE = 256
 """Longer side of the copy of a region in which its middle is searched."""
-LONGEST_NAME = 24
 ROOM_FOR_NAME = 2.8
 """A name is written when its label is at most this many radii of its region wide; else the number alone."""
-
-Colour = tuple[int, int, int]
-Box = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels; right and bottom are outside."""
 
 
 def draw_routing(
@@ -58,19 +45,10 @@ def draw_routing(
     return np.asarray(image)
 
 
-def colour_of(number: int) -> Colour:
-    """The colour of a person, numbers from 0; no two are the same."""
-    if number < len(COLOURS):
-        return COLOURS[number]
-    turn = number * GOLDEN_ANGLE % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(turn, 0.55 + 0.3 * (number % 2), 0.9 - 0.2 * (number % 3))
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
 def _ground(masks: Sequence[np.ndarray | None], picture: np.ndarray | None) -> np.ndarray:
     shapes = [mask.shape for mask in masks if mask is not None]
     height, width = picture.shape[:2] if picture is not None else shapes[0] if shapes else (EMPTY_SIDE, EMPTY_SIDE)
-    scale = min(max(1.0, SMALLEST_SIDE / max(height, width)), LARGEST_SIDE / max(height, width))
+    scale = readable_scale(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if picture is None:
         return np.full((size[1], size[0], 3), EMPTY, dtype=np.float32)
@@ -99,12 +77,12 @@ def _label_region(pen: ImageDraw.ImageDraw, mask: np.ndarray, number: int, name:
     column = inside[y:, x]
     bottom = y + (len(column) if column.all() else int(np.argmin(column)))
     font = ImageFont.load_default(_text_size(radius, max(mask.shape)))
-    text = _text(number, name)
-    chip = _chip_box(pen, (x, bottom), text, font)
+    text = label_text(number, name)
+    chip = chip_box(pen, (x, bottom), text, font)
     if chip[2] - chip[0] > ROOM_FOR_NAME * radius or any(_meet(chip, other) for other in taken):
         text = str(number + 1)
-        chip = _chip_box(pen, (x, bottom), text, font)
-    _draw_chip(pen, chip, text, colour_of(number), font)
+        chip = chip_box(pen, (x, bottom), text, font)
+    draw_chip(pen, chip, text, colour_of(number), font)
     return chip
 
 
@@ -131,39 +109,15 @@ def _text_size(radius: float, longer_side: int) -> int:
     return max(LEAST_TEXT, round(min(max(0.5 * radius, SMALLEST_TEXT * longer_side), LARGEST_TEXT * longer_side)))
 
 
-def _text(number: int, name: str) -> str:
-    """`2 Anna`; the number alone for a name that the built-in font cannot write."""
-    writable = name.isascii() or all(letter.isprintable() and ord(letter) < 256 for letter in name)
-    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
-    return f"{number + 1} {short}".strip() if writable else str(number + 1)
-
-
 def _list_waiting(pen: ImageDraw.ImageDraw, waiting: Sequence[tuple[int, str]]) -> None:
     font = ImageFont.load_default(round(max(pen.im.size) / 24))
     top = 0
     for number, name in waiting:
-        text = f"{_text(number, name)}: no place yet"
-        chip = _chip_box(pen, (0, top), text, font)
+        text = f"{label_text(number, name)}: no place yet"
+        chip = chip_box(pen, (0, top), text, font)
         chip = (chip[0], top, chip[2], top + chip[3] - chip[1])
-        _draw_chip(pen, chip, text, colour_of(number), font)
+        draw_chip(pen, chip, text, colour_of(number), font)
         top = chip[3]
-
-
-def _chip_box(pen: ImageDraw.ImageDraw, middle: tuple[int, int], text: str, font: Any) -> Box:
-    """The label around a middle (x, y), moved inside the picture where it reaches out."""
-    ascent, descent = font.getmetrics()
-    margin = max(2, (ascent + descent) // 6)
-    width, height = round(pen.textlength(text, font=font)) + 2 * margin, ascent + descent + margin // 2
-    left = min(max(0, middle[0] - width // 2), max(0, pen.im.size[0] - width))
-    top = min(max(0, middle[1] - height // 2), max(0, pen.im.size[1] - height))
-    return left, top, left + width, top + height
-
-
-def _draw_chip(pen: ImageDraw.ImageDraw, chip: Box, text: str, colour: Colour, font: Any) -> None:
-    left, top, right, bottom = chip
-    ink = (0, 0, 0) if colour[0] * 0.3 + colour[1] * 0.59 + colour[2] * 0.11 > 120 else (255, 255, 255)
-    pen.rectangle((left, top, right - 1, bottom - 1), fill=colour, outline=ink)
-    pen.text(((left + right) / 2, (top + bottom) / 2), text, fill=ink, font=font, anchor="mm")
 
 
 def _meet(a: Box, b: Box) -> bool:

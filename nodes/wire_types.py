@@ -17,6 +17,8 @@ Identity = io.Custom("FUSEDID_IDENTITY")
 """Carries `faces.identity.Identity`."""
 Routed = io.Custom("FUSEDID_ROUTED")
 """Carries `RoutedIdentities`."""
+Recording = io.Custom("FUSEDID_RECORDING")
+"""Carries `attention_recording.AttentionRecording`."""
 
 
 @dataclass(frozen=True, eq=False)
