@@ -193,7 +193,7 @@ def _attend_with_terms(
         return attend(q, _joined(keys), _joined(values), heads)
     num_columns = 0 if log_weight_QI is None else log_weight_QI.shape[1]
     wide = WideHeads.behind(q.shape[2] // heads, heads, num_parts(q.dtype) * (1 + num_columns))
-    wide_q, wide_k = wide.query(q), wide.widen(keys)
+    wide_q, wide_k = wide.widen([q]), wide.keys(keys)
     lengths = [key.shape[1] for key in keys]
     place = wide.d
     for parts in zip(*(split_number(term * wide.gain, q.dtype) for term in terms)):

@@ -61,9 +61,11 @@ class WideHeads:
         wide[..., self.d :] = 0.0
         return wide
 
-    def query(self, q: Tensor) -> Tensor:
-        """As `widen`, with the own channels scaled as if the head were `d` wide."""
-        return self.widen([q * math.sqrt(self.width / self.d)])
+    def keys(self, parts: Sequence[Tensor]) -> Tensor:
+        """As `widen`, with the own channels scaled as if the head were `d` wide: keys are fewer than queries."""
+        wide = self.widen(parts)
+        wide[..., : self.d] *= math.sqrt(self.width / self.d)
+        return wide
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """The kernel on wide tensors, own channels of the result: `[B, Q, C]`."""
@@ -81,7 +83,7 @@ def attend_with_factors(
     if half:  # of the product of two sums, all but the product of the remainders
         (q_high, q_low), (k_high, k_low) = split_tensor(factors_q, q.dtype), split_tensor(factors_k, q.dtype)
         factors_q, factors_k = torch.cat([q_high, q_high, q_low], 1), torch.cat([k_high, k_low, k_high], 1)
-    wide_q, wide_k = wide.query(q), wide.widen([k])
+    wide_q, wide_k = wide.widen([q]), wide.keys([k])
     stop = d + factors_q.shape[1]
     wide_q[..., d:stop], wide_k[..., d:stop] = factors_q[:, None].to(q), factors_k[:, None].to(k)
     return wide.attend(wide_q, wide_k, wide.widen([v]), attend)
