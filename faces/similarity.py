@@ -27,6 +27,8 @@ class PictureScore:
     """Per identity the index of its face; None when there are fewer faces than identities."""
     cosines: tuple[float, ...]
     """Per identity the cosine to its face, in [-1, 1]; 0 without one, so that a missing person lowers the mean."""
+    table: np.ndarray
+    """float ``[identities, faces]``: every cosine, also of faces that were not chosen."""
 
     @property
     def mean(self) -> float:
@@ -84,9 +86,10 @@ def _score(picture: np.ndarray, encoder: FaceEncoder, wanted: np.ndarray) -> Pic
     faces = find_faces_cached(picture, encoder).faces
     chosen: list[int | None] = [None] * len(wanted)
     cosines = [0.0] * len(wanted)
+    table = np.zeros((len(wanted), len(faces)), dtype=np.float32)
     if faces:
         aligned = [align_face(picture, face.keypoints) for face in faces]
         table = cosine_matrix(wanted, np.stack(embed_cached(aligned, encoder)))
         for person, face in zip(*linear_sum_assignment(table, maximize=True)):
             chosen[person], cosines[person] = int(face), float(table[person, face])
-    return PictureScore(faces, tuple(chosen), tuple(cosines))
+    return PictureScore(faces, tuple(chosen), tuple(cosines), table)

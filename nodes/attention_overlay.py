@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from .labels import LEAST_TEXT, colour_of, fitting_font, label_text, readable_scale
 
-LINE = 1 / 24
+LINE = 1 / 36
 """Height of a line of the legend in parts of the picture's longer side."""
 GROUND, WRITING = (24, 24, 24), (235, 235, 235)
 LUMA = (0.299, 0.587, 0.114)

@@ -14,6 +14,7 @@ from ..faces.similarity import PictureScore, best_first, score_pictures, score_r
 from .advanced import advanced
 from .images import image_to_pictures, pictures_to_image
 from .input_ranges import require_in_range
+from .similarity_sheet import draw_comparison
 from .wire_types import Encoder, Identity
 
 PEOPLE = 4
@@ -52,6 +53,10 @@ class FaceSimilarity(io.ComfyNode):
                 io.Image.Output(display_name="preview", tooltip="Each face with the number of its person."),
                 io.String.Output(display_name="report"),
                 io.String.Output(display_name="csv", tooltip="picture, identity, found, cosine."),
+                io.Image.Output(
+                    display_name="side_by_side",
+                    tooltip="The references beside every picture, each face framed with its score.",
+                ),
             ],
             is_output_node=True,
         )  # fmt: skip
@@ -69,15 +74,16 @@ class FaceSimilarity(io.ComfyNode):
 
 def compare(
     encoder: Any, image: Tensor, people: list[Person], min_similarity: float
-) -> tuple[float, Tensor, Tensor, str, str]:
-    """Everything the node does: (mean, sorted and filtered IMAGE, preview IMAGE, report, CSV)."""
+) -> tuple[float, Tensor, Tensor, str, str, Tensor]:
+    """Everything the node does: (mean, sorted and filtered IMAGE, preview IMAGE, report, CSV, comparison IMAGE)."""
     pictures = image_to_pictures(image)
     scores = score_pictures(pictures, encoder, people)
     names = [person.name or f"identity {number}" for number, person in enumerate(people, start=1)]
     preview = pictures_to_image([_numbered(picture, score) for picture, score in zip(pictures, scores)])
     mean = float(np.mean([score.mean for score in scores]))
     kept = image[best_first(scores, min_similarity)]
-    return mean, kept, preview, score_report(scores, names), score_table(scores, names)
+    beside = pictures_to_image([draw_comparison(picture, score, people) for picture, score in zip(pictures, scores)])
+    return mean, kept, preview, score_report(scores, names), score_table(scores, names), beside
 
 
 def _numbered(picture: np.ndarray, score: PictureScore) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_similarity_sorts_filters_and_reports(
     wanted = embed(tight_portraits["trip0_a"], name="Trip")[0]
     portraits = [Image.fromarray(tight_portraits[name]).resize((512, 512)) for name in ("syn10", "trip0_b", "trip0_a")]
     image = to_image(*(np.asarray(portrait) for portrait in portraits), np.zeros((512, 512, 3)))
-    mean, images, preview, report, table = run(
+    mean, images, preview, report, table, beside = run(
         "FusedIDFaceSimilarity", encoder=encoder, image=image, min_similarity=0.5, identity_1=wanted
     )
     assert torch.equal(images, image[[2, 1]])
@@ -60,22 +60,48 @@ def test_similarity_sorts_filters_and_reports(
     assert float(rows[3][3]) == pytest.approx(1, abs=0.03) and rows[4][3] == "0.0000"
     assert mean == pytest.approx(np.mean([float(row[3]) for row in rows[1:]]), abs=1e-3)
     assert "picture 4 (0 faces): Trip not found" in report
+    assert beside.shape[0] == 4 and beside.shape[2] > 512 and not torch.equal(beside[0], beside[3])
     never = run("FusedIDFaceSimilarity", encoder=encoder, image=image[:1], min_similarity=1.0, identity_1=wanted)[1]
     assert torch.equal(never, image[:1])
 
 
 def test_similarity_assigns_several_people_on_one_picture(
-    to_image: Any, run: Run, embed: Any, encoder: Any, load: Callable[[str], np.ndarray]
+    to_image: Any, run: Run, pack: Any, embed: Any, encoder: Any, load: Callable[[str], np.ndarray]
 ) -> None:
     sheet = load("sfhq_sheets/SFHQ_sample_2x4.jpg")
     people = {
         f"identity_{n}": embed(sheet, face="left to right", number=place)[0] for n, place in ((1, 6), (2, 1), (3, 4))
     }
-    mean, _, _, report, _ = run(
+    mean, _, _, report, _, beside = run(
         "FusedIDFaceSimilarity", encoder=encoder, image=to_image(sheet), min_similarity=-1.0, **people
     )
     assert mean == pytest.approx(1, abs=1e-4)
     assert "picture 1 (8 faces): identity 1 1.000, identity 2 1.000, identity 3 1.000" in report
+    drawn = (beside[0] * 255).round().to(torch.uint8).numpy()
+    column = drawn.shape[1] - round(sheet.shape[1] * min(1, 1536 / max(sheet.shape[:2])))
+    for colour in pack.submodule("nodes.labels").COLOURS[:3]:
+        columns = np.nonzero((drawn == np.array(colour)).all(-1))[1]
+        assert (columns < column).sum() > 500 and (columns > column).sum() > 500, "at the reference and at the face"
+
+
+@pytest.mark.parametrize("side", [96, 512, 2000])
+def test_scores_can_be_read_beside_pictures_of_any_size(
+    to_image: Any, run: Run, pack: Any, embed: Any, encoder: Any, tight_portraits: dict[str, np.ndarray], side: int
+) -> None:
+    wanted = embed(tight_portraits["trip0_a"], name="Trip")[0]
+    pictures = [Image.fromarray(tight_portraits[name]).resize((side, side)) for name in ("trip0_a", "syn10")]
+    given = {"encoder": encoder, "min_similarity": -1.0, "identity_1": wanted}
+    *_, beside = run("FusedIDFaceSimilarity", image=to_image(*(np.asarray(one) for one in pictures)), **given)
+    drawn = (beside * 255).round().to(torch.uint8).numpy()
+    height = min(max(side, 512), 1536)
+    assert drawn.shape[1] == height and drawn.shape[2] > 1.3 * height
+    tile = drawn.shape[2] - height
+    reference = np.asarray(Image.fromarray(wanted.references[0].crop).resize((tile, tile)))
+    assert np.abs(drawn[0, :tile, :tile].astype(float) - reference).mean() < 6
+    label = (drawn[0, tile:, :tile] == np.array(pack.submodule("nodes.labels").COLOURS[0])).all(-1)
+    assert np.flatnonzero(label.any(1)).size >= 20, "the writing is 16 pixels high at least"
+    alike, stranger = (drawn[n, tile : tile + 60, :tile] for n in (0, 1))
+    assert not np.array_equal(alike, stranger), "another score is written"
 
 
 def test_the_whole_chain_through_the_server(
