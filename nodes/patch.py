@@ -1,4 +1,4 @@
-"""Puts a `FusionPlan` into a MODEL: the only file that knows the host's ModelPatcher.
+"""Puts a `FusionPlan` into a MODEL: with `feature_store.py` the only file that knows the host's ModelPatcher.
 
 At every UNet call a wrapper decides once whether the faces act, makes sure their features exist, and hands them to the
 layers through the call's own transformer_options. So two patches, two threads or a ControlNet never see each other's
