@@ -174,6 +174,22 @@ def test_hostile_names_for_saving(data: st.DataObject, pack: Any, lab: FusionLab
     assert after - before <= {base / "models" / "identities"}
 
 
+@hostile(20)
+@given(data=st.data())
+def test_hostile_values_of_the_attention_map(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
+    """Recorded, or not recorded at all: the map is drawn or the message says what is missing."""
+    patched, _ = lab.patch()
+    values = data.draw(widget_values(pack.nodes["FusedIDRecordAttention"]))
+    found = run(pack, "FusedIDRecordAttention", model=patched, **values)
+    if found is None:
+        return
+    model, recording = found
+    if data.draw(st.booleans()):
+        lab.sample(model, steps=1)
+    values = data.draw(widget_values(pack.nodes["FusedIDAttentionMap"]))
+    run(pack, "FusedIDAttentionMap", recording=recording, image=data.draw(tensors(3)), **values)
+
+
 # Names that lead out of the model folders
 
 OUTSIDE = ["../secret.safetensors", "../../secret.safetensors", "a/../../secret.safetensors", "..\\secret.safetensors"]
