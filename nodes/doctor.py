@@ -22,7 +22,7 @@ class FusedIDDoctor(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FusedIDDoctor",
-            display_name="FusedID Doctor",
+            display_name="Doctor",
             category="FusedID",
             description="Lists versions, the onnxruntime provider really in use, face models and adapters found and "
             "missing (with licence and where to put them), and how many layers of a model are patched. "

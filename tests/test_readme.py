@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from faces.opencv_backend import LICENSE as OPENCV_LICENSE
 from faces.packs import KNOWN_PACKS, RESEARCH
 
@@ -22,6 +24,14 @@ def test_named_files_and_folders_exist():
     named = re.findall(r"`((?:docs|tests|training|example_workflows)/[\w./]+|[\w-]+\.(?:py|txt|toml)|LICENSE)`", README)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_pictures_are_there_before_the_first_heading_and_small():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README.split("\n## ")[0])
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 200_000
+        assert Image.open(ROOT / picture).width > 1000
 
 
 def section(title: str) -> str:

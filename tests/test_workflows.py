@@ -113,6 +113,24 @@ def test_training_free_needs_no_adapter(server, stand_ins):
     assert np.abs(picture - plain).max() > 10
 
 
+def test_attention_map_shows_both_people_and_leaves_the_picture_alone(server, stand_ins):
+    free = stand_ins | {"FusedIDAttentionPatch": {"reference_size": SIDE}}
+    workflow = with_inputs(api_form("attention_map"), free)
+    outputs = server.queue(workflow)["outputs"]
+    by_title = {workflow[key].get("_meta", {}).get("title"): output for key, output in outputs.items()}
+    report = by_title["Shares in numbers"]["text"][0]
+    assert re.fullmatch(r"picture 1: 1 A: .* % at most\npicture 1: 2 B: .* % at most", report)
+    overlay = np.asarray(Image.open(io.BytesIO(server.view(by_title["Who was looked at"]["images"][0]))).convert("RGB"))
+    assert overlay.shape[1] == 512 and overlay.shape[0] > 512, "enlarged, with a legend below"
+    (recorded,), _ = run(server, "attention_map", free)
+    unrecorded = api_form("attention_map")
+    unrecorded["5"]["inputs"]["model"] = ["10", 0]
+    unrecorded = {key: node for key, node in unrecorded.items() if key not in ("15", "16", "17")}
+    outputs = server.queue(with_inputs(unrecorded, free))["outputs"]
+    plain = np.asarray(Image.open(io.BytesIO(server.view(outputs["7"]["images"][0])))).astype(np.float32)
+    assert np.array_equal(recorded, plain)
+
+
 def test_several_references_are_all_seen(server, stand_ins):
     _, kinds = run(server, "several_references", stand_ins)
     assert "3 references" in kinds["PreviewAny"]["text"][0]
