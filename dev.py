@@ -8,7 +8,7 @@
     python dev.py host --comfyui PATH                  records what this pack relies on in that ComfyUI
     python dev.py locales --comfyui PATH               rewrites locales/en and says what to translate
     python dev.py pages --comfyui PATH                 rewrites the input lists of the help pages
-    python dev.py pictures --comfyui PATH              draws thumbnails and help pictures with Chromium
+    python dev.py pictures --comfyui PATH [NAME ...]   draws thumbnails, help pictures and the README's with Chromium
 
 `.venv` is made beside this file and filled from requirements-dev.txt. When a ComfyUI checkout is found (COMFYUI_PATH, a
 path list; else ~/ComfyUI; `none` for none), its requirements are added so that the host tests run. The checkout and its

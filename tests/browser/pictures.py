@@ -1,7 +1,7 @@
-"""`python dev.py pictures --comfyui PATH`: thumbnails of the examples and pictures of the help pages.
+"""`python dev.py pictures --comfyui PATH [NAME ...]`: thumbnails, pictures of the help pages, the README's picture.
 
 The real frontend draws everything; nothing is painted afterwards. Faces are synthetic ones from the folder that
-FUSEDID_ASSETS names, as in the tests.
+FUSEDID_ASSETS names, as in the tests; the README shows a public-domain photo. Names: examples, nodes, or `readme`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from comfy_host import make_base  # noqa: E402
 from frontend import NODE, Frontend, chromium_path, open_browser, ready_for_browsers  # noqa: E402
 from live_server import LiveServer, start_server  # noqa: E402
 from locale_words import own_schemas  # noqa: E402
+from readme_picture import draw_readme  # noqa: E402
 from stand_ins import put_face_pack, put_photos  # noqa: E402
 from workflow_forms import ui_from_api  # noqa: E402
 
 EXAMPLES, HELP = ROOT / "example_workflows", ROOT / "web" / "docs" / "images"
+README_PICTURE = ROOT / "docs" / "pictures" / "identity.jpg"
 VIEW = {"width": 1500, "height": 1000}
 THUMBNAIL_WIDTH, NODE_SCALE, MARGIN = 640, 1.6, 24
 QUALITY = 82
@@ -39,13 +41,14 @@ PHOTOS = {
     **{"scene": "syn04", "person_1": "trip0_a", "person_2": "trip0_b", "person_3": "trip0_c"},
 }
 SHEET, SHEET_SIDE = "SFHQ_sample_1x2.jpg", 512
-SHOWN_IN_USE = ("FaceEmbed", "MultiIDMaskRouter")
+SHOWN_IN_USE = ("FaceEmbed", "MultiIDMaskRouter", "FusedIDFaceSimilarity")
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes every picture; SystemExit when there is no browser or no folder of faces."""
     parser = argparse.ArgumentParser(prog="dev.py pictures", description=__doc__)
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout; only read")
+    parser.add_argument("names", nargs="*", help="examples, node ids or `readme` (default: everything)")
     options = parser.parse_args(argv)
     program = chromium_path() or sys.exit("no Chromium found; set FUSEDID_CHROMIUM to its program")
     assets = Path(os.environ.get("FUSEDID_ASSETS", ROOT.parent / "shared" / "assets"))
@@ -54,39 +57,46 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="fusedid-pictures-", ignore_cleanup_errors=True) as folder:
         server = start_server(options.comfyui.resolve(), make_base(Path(folder)), ROOT)
         try:
-            draw_all(server, assets, program)
+            draw_all(server, assets, program, options.names)
         finally:
             server.stop()
     return 0
 
 
-def draw_all(server: LiveServer, assets: Path, program: str) -> None:
-    """Thumbnails, then help pictures."""
+def draw_all(server: LiveServer, assets: Path, program: str, names: Sequence[str]) -> None:
+    """Thumbnails, help pictures and the README's; those of these names when there are any."""
     put_photos(server, assets, PHOTOS)
     sheet = Image.open(assets / "faces" / "sfhq_sheets" / SHEET).resize((2 * SHEET_SIDE, SHEET_SIDE))
     sheet.save(server.base / "input" / "two_people.png")
     ready_for_browsers(server)
     ours = list(own_schemas(server.object_info()))
+
+    def wanted(name: str) -> bool:
+        return not names or name in names
+
     HELP.mkdir(parents=True, exist_ok=True)
     with open_browser(program) as browser:
         page = browser.new_context(viewport=VIEW, locale="en-US", device_scale_factor=NODE_SCALE).new_page()
         frontend = Frontend(page, f"http://127.0.0.1:{server.port}/")
         frontend.open()
         frontend.hide_minimap()
-        for path in sorted(EXAMPLES.glob("*.json")):
+        for path in filter(lambda path: wanted(path.stem), sorted(EXAMPLES.glob("*.json"))):
             frontend.load(json.loads(path.read_text(encoding="utf-8")))
             frontend.fit_to([*ours, "LoadImage"])
             box = squarer(frontend.graph_box(MARGIN, [*ours, "LoadImage"]))
             save(frontend, box, path.with_suffix(".jpg"), width=THUMBNAIL_WIDTH)
-        for name in ours:
+        for name in filter(wanted, ours):
             if name not in SHOWN_IN_USE:
                 frontend.start_with(name)
                 save(frontend, frontend.graph_box(MARGIN), HELP / f"{name}.jpg")
-        for name, graph in graphs_in_use(server, assets).items():
+        used = graphs_in_use(server, assets)
+        for name, graph in ((name, used[name]) for name in filter(wanted, used)):
             frontend.load(ui_from_api(graph, server.object_info()))
             frontend.run()
             frontend.wait_for(f"{NODE % 'PreviewImage'}.imgs?.[0]?.naturalWidth")
             save(frontend, frontend.graph_box(MARGIN), HELP / f"{name}.jpg", width=int(THUMBNAIL_WIDTH * NODE_SCALE))
+        if wanted("readme"):
+            draw_readme(server, frontend, put_face_pack(server, assets), EXAMPLES, README_PICTURE)
 
 
 def graphs_in_use(server: LiveServer, assets: Path) -> dict[str, Any]:
@@ -103,13 +113,17 @@ def graphs_in_use(server: LiveServer, assets: Path) -> dict[str, Any]:
     def person(identity: str, **more: Any) -> dict[str, Any]:
         return {"class_type": "MultiIDMaskRouter", "inputs": {"identity": [identity, 0], **more}}
 
-    def preview(source: str) -> dict[str, Any]:
-        return {"class_type": "PreviewImage", "inputs": {"images": [source, 1]}}
+    def preview(source: str, output: int = 1) -> dict[str, Any]:
+        return {"class_type": "PreviewImage", "inputs": {"images": [source, output]}}
+
+    compared = {"encoder": ["1", 0], "image": ["2", 0], "identity_1": ["3", 0], "identity_2": ["4", 0]}
+    judge = {"class_type": "FusedIDFaceSimilarity", "inputs": compared}
 
     last = person("4", routed=["5", 0], content=["2", 0], encoder=["1", 0])
     return {
         "FaceEmbed": start | {"3": face(1), "4": preview("3")},
         "MultiIDMaskRouter": start | {"3": face(1), "4": face(2), "5": person("3"), "6": last, "7": preview("6")},
+        "FusedIDFaceSimilarity": start | {"3": face(1), "4": face(2), "5": judge, "6": preview("5", 5)},
     }
 
 
