@@ -90,7 +90,7 @@ def run(pack: Any, node_id: str, **given: Any) -> Any:
     return outcome(f"values of {node_id}", node_id, lambda: peer_ours.run_node(pack.nodes[node_id], **given))
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_the_attention_patch(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
     values = data.draw(widget_values(pack.nodes["FusedIDAttentionPatch"]))
@@ -100,7 +100,7 @@ def test_hostile_values_of_the_attention_patch(data: st.DataObject, pack: Any, l
         assert bool(torch.isfinite(lab.call(result[0])).all()), values
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_the_router(data: st.DataObject, pack: Any, lab: FusionLab, encoder: Encoder) -> None:
     values = data.draw(widget_values(pack.nodes["MultiIDMaskRouter"]))
@@ -115,14 +115,14 @@ def test_hostile_values_of_the_router(data: st.DataObject, pack: Any, lab: Fusio
         assert bool(torch.isfinite(masks).all()) and float(masks.min()) >= 0 and float(masks.max()) <= 1
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_face_embed(data: st.DataObject, pack: Any, encoder: Encoder) -> None:
     values = data.draw(widget_values(pack.nodes["FaceEmbed"]))
     run(pack, "FaceEmbed", encoder=encoder, image=data.draw(tensors(3)), **values)
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_similarity(data: st.DataObject, pack: Any, lab: FusionLab, encoder: Encoder) -> None:
     values = data.draw(widget_values(pack.nodes["FusedIDFaceSimilarity"]))
@@ -130,14 +130,14 @@ def test_hostile_values_of_similarity(data: st.DataObject, pack: Any, lab: Fusio
     run(pack, "FusedIDFaceSimilarity", **given_sockets, **values)
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_mix(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
     values = data.draw(widget_values(pack.nodes["FusedIDMix"]))
     run(pack, "FusedIDMix", identity_1=lab.identity(1), identity_2=lab.identity(2), **values)
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_guidance(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
     values = data.draw(widget_values(pack.nodes["HybridGuidance"]))
@@ -149,7 +149,7 @@ def test_hostile_values_of_guidance(data: st.DataObject, pack: Any, lab: FusionL
     run(pack, "HybridGuidance", model=lab.model, **sockets, **values)
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_the_file_nodes(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
     """Loaders and the folder reader. Entries that download are chosen elsewhere."""
@@ -159,7 +159,7 @@ def test_hostile_values_of_the_file_nodes(data: st.DataObject, pack: Any, lab: F
     run(pack, node_id, **values)
 
 
-@hostile(30)
+@hostile(30, share=0.05)
 @given(data=st.data())
 def test_hostile_names_for_saving(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
     base = pack.host.base
@@ -174,7 +174,7 @@ def test_hostile_names_for_saving(data: st.DataObject, pack: Any, lab: FusionLab
     assert after - before <= {base / "models" / "identities"}
 
 
-@hostile(20)
+@hostile(20, share=0.05)
 @given(data=st.data())
 def test_hostile_values_of_the_attention_map(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
     """Recorded, or not recorded at all: the map is drawn or the message says what is missing."""
