@@ -32,11 +32,9 @@ def lab(pack: Any, small_models: Any) -> FusionLab:
 
 @pytest.fixture(scope="module")
 def fresh(lab: FusionLab, tmp_path_factory: pytest.TempPathFactory) -> dict[Job, torch.Tensor]:
-    """Results of processes in which nothing went wrong before: one process for the plain job, one for the others."""
-    folder, host = tmp_path_factory.mktemp("fresh"), lab.pack.host
-    others = [FACE_JOB, PAIR_JOB, MATCHED_JOB]
-    results = [*jobs.in_fresh_process(host, [PLAIN_JOB], folder), *jobs.in_fresh_process(host, others, folder)]
-    return dict(zip([PLAIN_JOB, *others], results))
+    """Results of a process in which nothing went wrong before; the plain job is the first thing it ever samples."""
+    order = [PLAIN_JOB, FACE_JOB, PAIR_JOB, MATCHED_JOB]
+    return dict(zip(order, jobs.in_fresh_process(lab.pack.host, order, tmp_path_factory.mktemp("fresh"))))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def masks(draw: st.DrawFn) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", TYPES)
-@hostile(4, share=0.01)
+@hostile(2, share=0.01)
 @given(given_masks=masks(), feather=st.sampled_from([0, 0, 3, 64]), background=st.sampled_from(["all", "none"]),
        overlap=st.sampled_from(["larger value", "first on top", "last on top"]),
        strength=st.sampled_from([0.05, 1.0, 10.0]), combine=st.sampled_from(["fused", "decoupled"]),
