@@ -187,3 +187,15 @@ def test_what_does_not_fit_is_said(lab, shape, identity, message):
     lab.sample(model)
     with pytest.raises(ValueError, match=f"^FusedIDAttentionMap: {message}"):
         lab.pack.nodes["FusedIDAttentionMap"].execute(recording, torch.zeros(shape), identity, 0.5)
+
+
+@pytest.mark.parametrize("combine", ["decoupled", "fused"])
+def test_a_community_file_is_recorded_as_well(lab, pack, small_models, combine):
+    """A FaceID file has keys of its own for "no face", which belong to the negative prompt and are nobody's share."""
+    scene = peer_ours.make_scene(pack, small_models, "sd15_small")
+    patched = scene.patched(scene.model, combine=combine)
+    model, recording = recorded(lab, patched)
+    prompts = {"positive": scene.positive, "negative": scene.negative}
+    assert torch.equal(lab.sample(model, **prompts), lab.sample(patched, **prompts))
+    (share,) = people(recording)[:, 0]
+    assert float(share.min()) > 0 and float(share.max()) < 1
