@@ -168,9 +168,7 @@ def test_a_download_that_is_not_the_published_one_is_refused_and_deleted(
         return str(folder)
 
     monkeypatch.setattr(utils, "ensure_available", tampered)
-    with pytest.raises(
-        ValueError, match=r"not what InsightFace published, and was deleted: w600k_mbf\.onnx"
-    ):
+    with pytest.raises(ValueError, match=r"not what InsightFace published, and was deleted: w600k_mbf\.onnx"):
         open_encoder(f"buffalo_s (download, {RESEARCH}, 128 MB)", [tmp_path])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and find_packs([tmp_path]) == []
 
