@@ -11,7 +11,8 @@ from typing import Any
 
 from workflow_forms import InputSpec, input_specs
 
-FILES = {"adapter", "face_pack", "guidance", "identity_file", "prior", "provider"}  # lists that differ by machine
+INSTALLED = {"adapter", "face_pack", "guidance", "identity_file", "prior", "provider"}
+FILES = INSTALLED | {"folder"}  # lists that differ by machine
 HUGE = 2**31
 
 
@@ -60,7 +61,9 @@ def takes(spec: InputSpec) -> str:
     options = spec.options
     if spec.type == "COMBO":
         choices = options.get("options") or []
-        return "what is installed" if spec.name in FILES else ", ".join(f"`{choice}`" for choice in choices)
+        if spec.name in FILES:
+            return "what is installed" if spec.name in INSTALLED else "what is in ComfyUI's input folder"
+        return ", ".join(f"`{choice}`" for choice in choices)
     if spec.type in ("INT", "FLOAT"):
         high = options.get("max", HUGE)
         size = "any whole number" if high >= HUGE else f"{options['min']:g} to {high:g}"
