@@ -11,6 +11,7 @@ from cases import hostile
 from fusion_lab import FusionLab, largest, relative
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e5m2")
 ROUNDING = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2, "fp8_e4m3fn": 1e-5, "fp8_e5m2": 1e-5}
@@ -114,3 +115,31 @@ def test_large_activations_in_half_precision_stay_finite(labs: dict[str, FusionL
     out = slot(q, k, v, call.options)
     assert out.dtype == torch.float16 and bool(torch.isfinite(out).all())
     assert relative(out.float(), call.out.float()) > 0.1
+
+
+class Doubles(TorchDispatchMode):
+    """Counts results in double precision, which Apple's MPS does not have: there each would be an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        results = out if isinstance(out, (tuple, list)) else [out]
+        if any(isinstance(one, torch.Tensor) and one.dtype == torch.float64 for one in results):
+            self.found.append(str(function))
+        return out
+
+
+@pytest.mark.parametrize("inputs", [{}, {"strength": 1.7, "length": "balanced"}, {"adapter": "training-free"}])
+def test_the_patch_needs_no_double_precision(labs: dict[str, FusionLab], inputs: dict[str, Any]) -> None:
+    lab = labs["float32"]
+    routed = lab.routed([lab.identity(3), lab.identity(4)], fusion_lab.halves(gap=8), feather=5)
+    patched, _ = lab.patch(routed=routed, **inputs)
+    counts = []
+    for model in (lab.model, patched):
+        with Doubles() as doubles:
+            lab.call(model)
+        counts.append(sorted(doubles.found))
+    assert counts[0] == counts[1]
