@@ -1,7 +1,7 @@
 """`python dev.py pictures --comfyui PATH [NAME ...]`: thumbnails, pictures of the help pages, the README's picture.
 
-The real frontend draws everything; nothing is painted afterwards. Faces are synthetic ones from the folder that
-FUSEDID_ASSETS names, as in the tests; the README shows a public-domain photo. Names: examples, nodes, or `readme`.
+The real frontend draws everything; nothing is painted afterwards. The only photo shown is NASA's public-domain portrait
+of Eileen Collins; face models come from the folder that FUSEDID_ASSETS names. Names: examples, nodes, or `readme`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from frontend import NODE, Frontend, chromium_path, open_browser, ready_for_brow
 from live_server import LiveServer, start_server  # noqa: E402
 from locale_words import own_schemas  # noqa: E402
 from readme_picture import draw_readme  # noqa: E402
-from stand_ins import put_face_pack, put_photos  # noqa: E402
+from stand_ins import put_face_pack  # noqa: E402
 from workflow_forms import ui_from_api  # noqa: E402
 
 EXAMPLES, HELP = ROOT / "example_workflows", ROOT / "web" / "docs" / "images"
@@ -36,11 +36,7 @@ THUMBNAIL_WIDTH, NODE_SCALE, MARGIN = 640, 1.6, 24
 QUALITY = 82
 SIDE_BAR, MENU = 66, 78  # pixels that the frontend takes at the left and at the top
 FLATTEST = 0.8  # height to width of a thumbnail
-PHOTOS = {
-    **{"person": "syn00", "person_a": "syn01", "person_b": "syn02", "person_c": "syn03", "style": "syn05"},
-    **{"scene": "syn04", "person_1": "trip0_a", "person_2": "trip0_b", "person_3": "trip0_c"},
-}
-SHEET, SHEET_SIDE = "SFHQ_sample_1x2.jpg", 512
+PHOTOS = ("person", "person_a", "person_b", "person_c", "style", "scene", "person_1", "person_2", "person_3")
 SHOWN_IN_USE = ("FaceEmbed", "MultiIDMaskRouter", "FusedIDFaceSimilarity")
 
 
@@ -65,9 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def draw_all(server: LiveServer, assets: Path, program: str, names: Sequence[str]) -> None:
     """Thumbnails, help pictures and the README's; those of these names when there are any."""
-    put_photos(server, assets, PHOTOS)
-    sheet = Image.open(assets / "faces" / "sfhq_sheets" / SHEET).resize((2 * SHEET_SIDE, SHEET_SIDE))
-    sheet.save(server.base / "input" / "two_people.png")
+    put_photos(server)
     ready_for_browsers(server)
     ours = list(own_schemas(server.object_info()))
 
@@ -97,6 +91,20 @@ def draw_all(server: LiveServer, assets: Path, program: str, names: Sequence[str
             save(frontend, frontend.graph_box(MARGIN), HELP / f"{name}.jpg", width=int(THUMBNAIL_WIDTH * NODE_SCALE))
         if wanted("readme"):
             draw_readme(server, frontend, put_face_pack(server, assets), EXAMPLES, README_PICTURE)
+
+
+def put_photos(server: LiveServer) -> None:
+    """The public-domain portrait under the names that the examples use, and beside its mirror image as two people."""
+    from PIL import ImageOps
+    from skimage.data import astronaut
+
+    photo = Image.fromarray(astronaut())
+    for name in PHOTOS:
+        photo.save(server.base / "input" / f"{name}.png")
+    pair = Image.new("RGB", (2 * photo.width, photo.height))
+    pair.paste(photo)
+    pair.paste(ImageOps.mirror(photo), (photo.width, 0))
+    pair.save(server.base / "input" / "two_people.png")
 
 
 def graphs_in_use(server: LiveServer, assets: Path) -> dict[str, Any]:
