@@ -11,30 +11,15 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from PIL import Image
-from torch import Tensor
 
 from attention.fusion import PAPER, FaceControls
 from attention.grid import LATENT_SCALE
 from attention.routing import Background, Overlap, resolve_overlaps
 
-from .augment import square, to_rgb_pm1
 from .base import BaseModel
 from .processors import FaceCall
-from .randomness import generator
-from .text import context_for
-from .unet import FusedUNet, Reference, TextContext
-
-
-@dataclass(frozen=True, eq=False)
-class Person:
-    """Square face crops of one person (uint8 `[S, S, 3]`), a weight for each, and where the person goes.
-
-    mask: float `[H, W]` in [0, 1], any size; None when nobody is routed.
-    """
-
-    crops: tuple[np.ndarray, ...]
-    weights: tuple[float, ...] = ()
-    mask: np.ndarray | None = None
+from .references import Person, ReferenceText, make_references, noised, stack_references
+from .unet import FusedUNet, Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,41 +42,65 @@ class DrawOptions:
     """Show the faces to the negative prompt's rows too."""
 
 
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One picture of a batch: who is shown, what the prompt says, and the seed of its noise."""
+
+    people: Sequence[Person]
+    prompt: str
+    seed: int
+
+
 def draw(
     base: BaseModel,
     model: FusedUNet,
     people: Sequence[Person],
     options: DrawOptions,
     *,
-    reference_text: tuple[Tensor, Tensor | None] | None = None,
+    reference_text: ReferenceText = None,
 ) -> list[Image.Image]:
-    """Euler ancestral pictures. `reference_text`: tokens `[T, D_c]` and pooled of the reference pass; None encodes ''.
+    """`options.count` Euler ancestral pictures of the same people.
 
     Raises ValueError when some people have a mask and others have none.
+    """
+    shots = [Shot(people, options.prompt, options.seed + number) for number in range(options.count)]
+    return draw_shots(base, model, shots, options, reference_text=reference_text)
+
+
+def draw_shots(
+    base: BaseModel,
+    model: FusedUNet,
+    shots: Sequence[Shot],
+    options: DrawOptions,
+    *,
+    reference_text: ReferenceText = None,
+) -> list[Image.Image]:
+    """One Euler ancestral picture per shot, all in one batch; prompt, seed and count of `options` are not read.
+
+    Every shot needs the same number of people and references, and the first shot's masks hold for all. A picture is
+    the same in any batch, up to rounding. Raises ValueError when the shots do not fit together.
     """
     pipeline = base.pipeline
     kept = pipeline.scheduler
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(kept.config)
     pipeline.set_progress_bar_config(disable=True)
     try:
-        with _faces_shown(base, model, people, options, reference_text):
-            return _run(pipeline, options)
+        with _faces_shown(base, model, shots, options, reference_text):
+            return _run(pipeline, shots, options)
     finally:
         pipeline.scheduler = kept
 
 
 @torch.no_grad()
-def _run(pipeline: Any, options: DrawOptions) -> list[Image.Image]:
-    seeds = [torch.Generator().manual_seed(options.seed + i) for i in range(options.count)]
+def _run(pipeline: Any, shots: Sequence[Shot], options: DrawOptions) -> list[Image.Image]:
     latents = pipeline(
-        options.prompt,
-        negative_prompt=options.negative,
+        [shot.prompt for shot in shots],
+        negative_prompt=[options.negative] * len(shots),
         width=options.width,
         height=options.height,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,
-        num_images_per_prompt=options.count,
-        generator=seeds,
+        generator=[torch.Generator().manual_seed(shot.seed) for shot in shots],
         output_type="latent",
     ).images
     pixels = pipeline.vae.decode(latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor, return_dict=False)
@@ -100,17 +109,15 @@ def _run(pipeline: Any, options: DrawOptions) -> list[Image.Image]:
 
 @contextmanager
 def _faces_shown(
-    base: BaseModel,
-    model: FusedUNet,
-    people: Sequence[Person],
-    options: DrawOptions,
-    reference_text: tuple[Tensor, Tensor | None] | None,
+    base: BaseModel, model: FusedUNet, shots: Sequence[Shot], options: DrawOptions, reference_text: ReferenceText
 ) -> Iterator[None]:
     """Within the block every call of the UNet sees the faces; a hook computes them once, or per step for `matched`."""
-    if not people or options.controls.strength == 0:
+    people = shots[0].people
+    if not any(shot.people for shot in shots) or options.controls.strength == 0:
         yield
         return
-    references = make_references(base, model, people, options, reference_text)
+    both = options.apply_to_both and options.guidance_scale > 1
+    references = _references(base, model, [*shots, *shots] if both else shots, reference_text)
     regions = _regions(model, people, options)
     noise = DDPMScheduler.from_config(base.pipeline.scheduler.config)
     known: dict[int, FaceCall] = {}
@@ -119,7 +126,7 @@ def _faces_shown(
         key = timestep if model.settings.timestep == "matched" else 0
         if key not in known:
             known.clear()
-            shown = references if key == 0 else [_noised(reference, noise, key) for reference in references]
+            shown = references if key == 0 else [noised(reference, noise, key) for reference in references]
             keys = model.face_keys(shown)
             known[key] = FaceCall(keys, regions=regions, controls=options.controls, combine=model.settings.combine)
         return known[key]
@@ -141,52 +148,15 @@ def _faces_shown(
         handle.remove()
 
 
-def make_references(
-    base: BaseModel,
-    model: FusedUNet,
-    people: Sequence[Person],
-    options: DrawOptions,
-    reference_text: tuple[Tensor, Tensor | None] | None = None,
+def _references(
+    base: BaseModel, model: FusedUNet, shots: Sequence[Shot], reference_text: ReferenceText
 ) -> list[Reference]:
-    """Every crop of every person as the reference pass takes it: its VAE mean at the adapter's reference size."""
-    size = model.settings.reference_size
-    context = _reference_context(base, model, options, reference_text, size)
-    found = []
-    for identity, person in enumerate(people):
-        weights = person.weights or (1.0,) * len(person.crops)
-        shown = [(crop, weight) for crop, weight in zip(person.crops, weights) if weight > 0]
-        total = sum(weight for _, weight in shown)
-        for crop, weight in shown:
-            pixels = to_rgb_pm1(square(crop, size))[None].to(base.vae.device)
-            latents = base.encode(pixels).to(model.unet.dtype)
-            found.append(Reference(latents, context, identity=identity, weight=weight * len(shown) / total))
-    return found
-
-
-def _reference_context(
-    base: BaseModel,
-    model: FusedUNet,
-    options: DrawOptions,
-    reference_text: tuple[Tensor, Tensor | None] | None,
-    size: int,
-) -> TextContext:
-    if model.settings.text == "positive":
-        tokens, pooled = base.prompts([options.prompt])
-    elif reference_text is not None:
-        tokens, pooled = (None if t is None else t[None].to(model.unet.device) for t in reference_text)
-    else:
-        tokens, pooled = base.prompts([""])
-    assert tokens is not None
-    kind = model.unet.dtype
-    return context_for(tokens.to(kind), None if pooled is None else pooled.to(kind), [(size, size)], size)
-
-
-def _noised(reference: Reference, noise: Any, timestep: int) -> Reference:
-    """The reference at the noise level of a step; its noise never changes (METHOD 1.2 `matched`)."""
-    drawn = torch.randn(reference.latents.shape, generator=generator("reference", reference.identity))
-    at = torch.full((len(drawn),), timestep, dtype=torch.long, device=reference.latents.device)
-    latents = noise.add_noise(reference.latents, drawn.to(reference.latents), at)
-    return replace(reference, latents=latents, timesteps=at)
+    """One row where all shots show the same, else one row per shot."""
+    first = shots[0]
+    same_text = model.settings.text != "positive" or all(shot.prompt == first.prompt for shot in shots)
+    if same_text and all(shot.people is first.people for shot in shots):
+        return make_references(base, model, first.people, first.prompt, reference_text)
+    return stack_references([make_references(base, model, shot.people, shot.prompt, reference_text) for shot in shots])
 
 
 def _regions(model: FusedUNet, people: Sequence[Person], options: DrawOptions) -> Any:

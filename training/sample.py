@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL import Image
 
 from attention.adapter import AdapterSettings, load_adapter
 from attention.fusion import FaceControls
@@ -24,8 +24,9 @@ from attention.routing import BACKGROUNDS, OVERLAPS
 
 from .base import BaseModel, load_base
 from .config import ModelConfig
-from .draw import DrawOptions, Person, draw
+from .draw import DrawOptions, Shot, draw, draw_shots
 from .people import face_crops, open_pack, read_mask
+from .references import Person, ReferenceText
 from .unet import FusedUNet
 
 logger = logging.getLogger("fusedid")
@@ -38,11 +39,29 @@ class Studio:
 
     base: BaseModel
     model: FusedUNet
-    reference_text: tuple[Tensor, Tensor | None] | None
+    reference_text: ReferenceText
 
-    def draw(self, people: Sequence[Person], options: DrawOptions) -> list:
-        """PIL pictures."""
+    def draw(self, people: Sequence[Person], options: DrawOptions) -> list[Image.Image]:
+        """`options.count` pictures of the same people."""
         return draw(self.base, self.model, people, options, reference_text=self.reference_text)
+
+    def draw_shots(self, shots: Sequence[Shot], options: DrawOptions) -> list[Image.Image]:
+        """One picture per shot, in one batch."""
+        return draw_shots(self.base, self.model, shots, options, reference_text=self.reference_text)
+
+    def with_adapter(self, adapter: str, *, reference_size: int = 512) -> Studio:
+        """The same loaded base with another adapter, a file or `training-free`; this studio draws with it too from now.
+
+        Raises ValueError when the adapter is for another family; the adapter that was there is gone then too.
+        """
+        self.model.settings = AdapterSettings(base=self.base.family, reference_size=reference_size)
+        self.model.reset_projections()
+        if adapter == TRAINING_FREE:
+            return Studio(self.base, self.model, None)
+        loaded = load_adapter(adapter)
+        self.model.load_adapter(loaded, name=Path(adapter).name)
+        text = None if loaded.prompt_context is None else (loaded.prompt_context, loaded.prompt_pooled)
+        return Studio(self.base, self.model, text)
 
 
 def open_studio(
@@ -59,16 +78,11 @@ def open_studio(
     """
     base = load_base(model)
     fused = FusedUNet(base.unet, AdapterSettings(base=base.family, reference_size=reference_size)).eval()
-    text = None
-    if adapter != TRAINING_FREE:
-        loaded = load_adapter(adapter)
-        fused.load_adapter(loaded, name=Path(adapter).name)
-        if loaded.prompt_context is not None:
-            text = loaded.prompt_context, loaded.prompt_pooled
+    studio = Studio(base, fused, None).with_adapter(adapter, reference_size=reference_size)
     fused.to(device, dtype)
     base.prompts.to(device, dtype)
     base.vae.to(device)
-    return Studio(base, fused, text)
+    return studio
 
 
 def parser() -> argparse.ArgumentParser:

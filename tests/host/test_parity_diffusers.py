@@ -18,8 +18,8 @@ from torch import Tensor
 from attention.adapter import load_adapter
 from attention.fusion import FaceControls
 from attention.sites import discover_sites
-from training.draw import DrawOptions, Person, make_references
 from training.processors import other_rows
+from training.references import Person, make_references
 from training.unet import FusedUNet
 
 LAYOUTS = ["sd15_small", "sdxl_tiny"]
@@ -62,7 +62,7 @@ def in_diffusers(
     adapter = load_adapter(lab.adapter)
     assert adapter.prompt_context is not None
     shown = [Person(tuple(r.crop for r in p.references), tuple(r.weight for r in p.references)) for p in people]
-    references = make_references(base, fused, shown, DrawOptions(), (adapter.prompt_context, adapter.prompt_pooled))
+    references = make_references(base, fused, shown, "", (adapter.prompt_context, adapter.prompt_pooled))
     regions = None
     if routed is not None:
         regions = fused.regions(routed.masks, LATENT, background=routed.background, soft=routed.soft)

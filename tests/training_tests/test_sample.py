@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from memory_source import drawn_face
 from PIL import Image
 from tiny_run import settings, train_tiny
 
-from attention.adapter import AdapterSettings, save_adapter
+from attention.adapter import AdapterSettings, Projection, save_adapter
 from attention.fusion import FaceControls
 from training.config import ModelConfig
-from training.draw import DrawOptions, Person
+from training.draw import DrawOptions, Shot
+from training.references import Person
 from training.sample import Studio, main, open_studio
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "prompt": "a man"}
@@ -127,3 +130,37 @@ def test_an_unreadable_face_is_named(tiny_base, tmp_path, caplog):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     assert main(["--base", str(tiny_base), "--face", str(tmp_path / "broken.jpg"), "--device", "cpu"]) == 2
     assert "broken.jpg is no readable picture" in caplog.text
+
+
+@pytest.mark.parametrize("setting", [{}, {"timestep": "matched"}, {"text": "positive"}])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_pictures_of_different_people_in_one_batch_are_those_drawn_alone(setting, scale, tiny_base):
+    drawing = studio(tiny_base)
+    drawing.model.settings = replace(drawing.model.settings, **setting)
+    options = DrawOptions(**SMALL | {"guidance_scale": scale})
+    shots = [Shot([Person(faces(n, n + 1))], f"a man {letter}", seed) for n, letter, seed in [(1, "a", 3), (5, "b", 9)]]
+    together = pixels(drawing.draw_shots(shots, options))
+    alone = [pixels(drawing.draw(s.people, replace(options, prompt=s.prompt, seed=s.seed)))[0] for s in shots]
+    assert np.abs(together - np.stack(alone)).max() <= 1
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_shots_that_do_not_fit_together_are_refused(tiny_base):
+    shots = [Shot([Person(faces(1))], "", 0), Shot([Person(faces(1, 2))], "", 0)]
+    with pytest.raises(ValueError, match="same number of people, references and weights"):
+        studio(tiny_base).draw_shots(shots, DrawOptions(**SMALL))
+
+
+def test_another_adapter_on_the_loaded_base_draws_as_if_it_had_been_there_from_the_start(tiny_base, tmp_path):
+    drawing = studio(tiny_base)
+    person, options = [Person(faces(1))], DrawOptions(**SMALL)
+    free = pixels(drawing.draw(person, options))
+    weights = {
+        path: Projection(2 * p.key, -p.value) for path, p in drawing.model.export_projections().items()
+    }  # fmt: skip
+    settings = AdapterSettings(base="custom", reference_size=64)
+    save_adapter(tmp_path / "a.safetensors", weights, settings, dtype=torch.float32)
+    exchanged = pixels(drawing.with_adapter(str(tmp_path / "a.safetensors")).draw(person, options))
+    assert np.array_equal(exchanged, pixels(studio(tiny_base, str(tmp_path / "a.safetensors")).draw(person, options)))
+    back = drawing.with_adapter("training-free", reference_size=64)
+    assert np.array_equal(pixels(back.draw(person, options)), free) and not np.array_equal(free, exchanged)
