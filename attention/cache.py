@@ -1,4 +1,4 @@
-"""Keys and values of reference faces, kept between steps, seeds, prompts and runs.
+"""Keys and values of reference faces, kept between steps, seeds, prompts and runs; in which form says `storage.py`.
 
 Bounded in MiB, least recently used first out. The key names everything the values depend on, so an entry is never
 stale; what no longer occurs ages out.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,21 @@ class LayerFeatures:
     """Tokens this site had per reference in training (the N_trained of the length term)."""
     statistics: Statistics | None = None
     """Of the reference's own queries and keys, where the features come from self-attention."""
+    log_size: Tensor | None = None
+    """`[N]`, where tokens were merged: log of how many each stands for."""
+    merged_from: int | None = None
+    """How many tokens there were before merging."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the reference; merged ones count as what they stand for."""
+        return self.key.shape[1] if self.merged_from is None else self.merged_from
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that takes memory."""
+        more = () if self.statistics is None else self.statistics.tensors
+        return (self.key, self.value, *more, *(() if self.log_size is None else (self.log_size,)))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> LayerFeatures:
         """The same features elsewhere."""
@@ -48,8 +64,25 @@ class ReferenceFeatures:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all keys and values."""
-        return sum(t.numel() * t.element_size() for f in self.layers.values() for t in (f.key, f.value))
+        """Memory of all layers."""
+        return num_bytes(t for layer in self.layers.values() for t in layer.tensors)
+
+
+class Entry(Protocol):
+    """What the cache keeps."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its memory."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=Entry)
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -63,21 +96,21 @@ class CacheStats:
     misses: int
 
 
-class ReferenceCache:
-    """LRU of `ReferenceFeatures`, bounded in MiB. Thread-safe: of threads that ask for one key at once, one computes.
+class ReferenceCache(Generic[Kept]):
+    """LRU of references' features, bounded in MiB. Thread-safe: of threads that ask for one key at once, one computes.
 
     An entry larger than the whole budget is computed and handed out but not kept: the run that asked holds it.
     """
 
     def __init__(self, budget_mib: float) -> None:
-        self._entries: OrderedDict[Hashable, ReferenceFeatures] = OrderedDict()
-        self._running: dict[Hashable, Future[ReferenceFeatures]] = {}
+        self._entries: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._running: dict[Hashable, Future[Kept]] = {}
         self._lock = threading.RLock()
         self._budget = budget_mib * MIB
         self._hits = 0
         self._misses = 0
 
-    def get(self, key: Hashable, compute: Callable[[], ReferenceFeatures]) -> ReferenceFeatures:
+    def get(self, key: Hashable, compute: Callable[[], Kept]) -> Kept:
         """The entry for `key`, computed if absent. `compute` may ask for other keys, not for its own."""
         while True:
             with self._lock:
@@ -96,9 +129,7 @@ class ReferenceCache:
                 return others.result()
         return self._compute(key, compute, mine)
 
-    def _compute(
-        self, key: Hashable, compute: Callable[[], ReferenceFeatures], result: Future[ReferenceFeatures]
-    ) -> ReferenceFeatures:
+    def _compute(self, key: Hashable, compute: Callable[[], Kept], result: Future[Kept]) -> Kept:
         try:
             features = compute()
         except BaseException as error:

@@ -30,13 +30,15 @@ class FaceKeys:
     """Keys and values of one reference at one layer.
 
     key, value: `[1 or B, N, C]`, projected by the adapter (K_f = W_kf h_f, V_f = W_vf h_f).
-    identity: whose reference this is. log_weight: log of the reference's weight plus its length term.
+    identity: whose reference this is. log_weight: log of the reference's weight plus its length term. log_size: `[N]`,
+    of merged tokens (`merge.py`): a term of every token's own.
     """
 
     key: Tensor
     value: Tensor
     identity: int = 0
     log_weight: float = 0.0
+    log_size: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class FaceControls:
 
 
 PAPER = FaceControls()
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """What is added to the scores of one group of keys: to all the same, and `[N]` to each its own."""
+
+    constant: float = 0.0
+    each: Tensor | None = None
 
 
 def sdpa_attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -94,7 +104,7 @@ def fused_attention(
         text = slice(*region.text) if region.text else slice(None)
         keys = [text_key[:, text], *(_rows(face.key, q, controls.key_strength) for face in visible)]
         values = [text_value[:, text], *(_rows(face.value, q, controls.value_strength) for face in visible)]
-        terms = [0.0, *(face.log_weight + log_strength for face in visible)]
+        terms = [Term(), *(Term(face.log_weight + log_strength, face.log_size) for face in visible)]
         columns = [None, *(region.identities.index(face.identity) for face in visible)]
         return _attend_with_terms(q_region, keys, values, terms, columns, region.log_weight, heads, attend)
 
@@ -144,7 +154,7 @@ def face_branch(
             return torch.zeros_like(q_region)
         keys = [_rows(face.key, q, controls.key_strength) for face in visible]
         values = [_rows(face.value, q, controls.value_strength * controls.strength) for face in visible]
-        terms = [face.log_weight for face in visible]
+        terms = [Term(face.log_weight, face.log_size) for face in visible]
         columns = [region.identities.index(face.identity) for face in visible]
         out = _attend_with_terms(q_region, keys, values, terms, columns, region.log_weight, heads, attend)
         if region.log_weight is None:
@@ -181,22 +191,22 @@ def _attend_with_terms(
     q: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    terms: Sequence[float],
+    terms: Sequence[Term],
     columns: Sequence[int | None],
     log_weight_QI: Tensor | None,
     heads: int,
     attend: Attend,
 ) -> Tensor:
-    """One softmax over all keys, each group of keys with its constant term and, in soft borders, its column."""
-    terms = [term - terms[0] for term in terms]  # what all have in common cancels in the softmax
-    if log_weight_QI is None and not any(terms):
+    """One softmax over all keys, each group of keys with its term and, in soft borders, its column."""
+    common = terms[0].constant  # cancels in the softmax
+    if log_weight_QI is None and all(term.constant == common and term.each is None for term in terms):
         return attend(q, _joined(keys), _joined(values), heads)
     num_columns = 0 if log_weight_QI is None else log_weight_QI.shape[1]
     wide = WideHeads.behind(q.shape[2] // heads, heads, num_parts(q.dtype) * (1 + num_columns))
     wide_q, wide_k = wide.widen([q]), wide.keys(keys)
     lengths = [key.shape[1] for key in keys]
     place = wide.d
-    for parts in zip(*(split_number(term * wide.gain, q.dtype) for term in terms)):
+    for parts in zip(*(_factors(term, common, wide.gain, q.dtype) for term in terms)):
         wide_q[..., place] = wide.balance
         _fill(wide_k[..., place], lengths, parts)
         place += 1
@@ -212,11 +222,26 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def _fill(channel_BKh: Tensor, lengths: Sequence[int], values: Sequence[float]) -> None:
-    """Writes each group's value into a channel that holds zeros; neighbours with equal values at once."""
+def _factors(term: Term, common: float, gain: float, dtype: torch.dtype) -> tuple[float, ...] | tuple[Tensor, ...]:
+    constant = term.constant - common
+    if term.each is None:
+        return split_number(constant * gain, dtype)
+    return split_tensor((term.each.float() + constant) * gain, dtype)
+
+
+def _fill(channel_BKh: Tensor, lengths: Sequence[int], values: Sequence[float | Tensor]) -> None:
+    """Writes each group's value into a channel that holds zeros; neighbours with equal numbers at once."""
     start = 0
-    for value, group in itertools.groupby(zip(values, lengths), key=lambda pair: pair[0]):
-        stop = start + sum(length for _, length in group)
-        if value:
+    for _, group in itertools.groupby(zip(values, lengths), key=lambda pair: _compared(pair[0])):
+        same = list(group)
+        stop = start + sum(length for _, length in same)
+        value = same[0][0]
+        if isinstance(value, Tensor):
+            channel_BKh[:, start:stop] = value.to(channel_BKh)[:, None]
+        elif value:
             channel_BKh[:, start:stop] = value
         start = stop
+
+
+def _compared(value: float | Tensor) -> tuple[str, float]:
+    return ("each", id(value)) if isinstance(value, Tensor) else ("all", value)

@@ -56,9 +56,10 @@ def naive_decoupled_attention(
 
 
 def _face_terms(face: FaceKeys, num_queries: int, weights_IQ: Tensor | None) -> Tensor:
-    """`[Q, N]`: log weight + length of the reference, plus route_i(q) = log w_i(q)."""
+    """`[Q, N]`: log weight + length of the reference, route_i(q) = log w_i(q), log size of a merged token."""
     route = torch.zeros(num_queries) if weights_IQ is None else weights_IQ[face.identity].log()
-    return (face.log_weight + route)[:, None].expand(-1, face.key.shape[1])
+    sizes = torch.zeros(face.key.shape[1]) if face.log_size is None else face.log_size
+    return (face.log_weight + route)[:, None] + sizes[None]
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, M_QK: Tensor, heads: int, scale: float) -> Tensor:
