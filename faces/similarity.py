@@ -29,10 +29,17 @@ class PictureScore:
     """Per identity the cosine to its face, in [-1, 1]; 0 without one, so that a missing person lowers the mean."""
     table: np.ndarray
     """float ``[identities, faces]``: every cosine, also of faces that were not chosen."""
+    embeddings: np.ndarray
+    """float32 ``[faces, D]``, raw."""
 
     @property
     def mean(self) -> float:
         return float(np.mean(self.cosines))
+
+    def embedding_of(self, identity: int) -> np.ndarray | None:
+        """Raw embedding ``[D]`` of the face that stands for an identity; None when it has none."""
+        face = self.chosen[identity]
+        return None if face is None else self.embeddings[face]
 
 
 def score_pictures(
@@ -80,6 +87,46 @@ def score_table(scores: Sequence[PictureScore], names: Sequence[str]) -> str:
     return text.getvalue()
 
 
+def separation(score: PictureScore, identity: int) -> float | None:
+    """Diagonal minus off-diagonal: the identity's cosine to its own face minus the mean of the others' to that face.
+
+    Below 0 the face looks more like the others. None without a face, or when there is only one identity.
+    """
+    face, others = score.chosen[identity], _others(score, identity)
+    if face is None or not others:
+        return None
+    return float(score.table[identity, face] - score.table[others, face].mean())
+
+
+def leakage(score: PictureScore, identity: int, strangers: np.ndarray) -> float | None:
+    """How much of the other people in the picture is in one person's face, beyond what any stranger is.
+
+    The mean cosine of the face to the other identities minus its mean cosine to ``strangers``, embeddings ``[S, D]`` of
+    people who are not in the picture. 0: no more alike than strangers are. None without a face, others or strangers.
+    """
+    own, others = score.embedding_of(identity), _others(score, identity)
+    if own is None or not others or not len(strangers):
+        return None
+    towards_others = float(score.table[others, score.chosen[identity]].mean())
+    return towards_others - float(cosine_matrix(own[None], strangers).mean())
+
+
+def confidence(score: PictureScore, identity: int) -> float | None:
+    """XVerse's ID-Conf: ``clip(1 - second / best, 0, 1)`` over the cosines of an identity's face to all identities.
+
+    1: the face is like one identity only. None without a face or with one identity.
+    """
+    face = score.chosen[identity]
+    if face is None or len(score.chosen) < 2:
+        return None
+    second, best = np.sort(score.table[:, face])[-2:]
+    return float(np.clip(1 - second / best, 0, 1)) if best > 0 else 0.0
+
+
+def _others(score: PictureScore, identity: int) -> list[int]:
+    return [other for other in range(len(score.chosen)) if other != identity]
+
+
 def _score(picture: np.ndarray, encoder: FaceEncoder, wanted: np.ndarray) -> PictureScore:
     from scipy.optimize import linear_sum_assignment
 
@@ -87,9 +134,11 @@ def _score(picture: np.ndarray, encoder: FaceEncoder, wanted: np.ndarray) -> Pic
     chosen: list[int | None] = [None] * len(wanted)
     cosines = [0.0] * len(wanted)
     table = np.zeros((len(wanted), len(faces)), dtype=np.float32)
+    embeddings = np.zeros((0, wanted.shape[1]), dtype=np.float32)
     if faces:
         aligned = [align_face(picture, face.keypoints) for face in faces]
-        table = cosine_matrix(wanted, np.stack(embed_cached(aligned, encoder)))
+        embeddings = np.stack(embed_cached(aligned, encoder))
+        table = cosine_matrix(wanted, embeddings)
         for person, face in zip(*linear_sum_assignment(table, maximize=True)):
             chosen[person], cosines[person] = int(face), float(table[person, face])
-    return PictureScore(faces, tuple(chosen), tuple(cosines), table)
+    return PictureScore(faces, tuple(chosen), tuple(cosines), table, embeddings)
