@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IN_COMFYUI = {"torch", "einops", "safetensors", "numpy", "pillow", "transformers", "scipy"}
 
 OURS = {"attention", "faces", "training"}
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch", "skimage": "scikit-image"}
 
 
 def lines(name: str) -> list[str]:
