@@ -15,6 +15,7 @@ from attention.files import foreign_family, read_header
 from attention.sites import FAMILIES, family_of
 
 from .config import ModelConfig
+from .miniature import load_miniature
 from .text import PromptEncoder
 from .unet_sites import UNet, unet_sites
 
@@ -38,19 +39,38 @@ class BaseModel:
 
     @property
     def vae(self) -> Any:
-        """The AutoencoderKL."""
+        """The AutoencoderKL, or an AutoencoderTiny."""
         return self.pipeline.vae
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Pixels `[B, 3, H, W]` in [-1, 1] -> scaled latents `[B, 4, h, w]`: the mean, or a sample by `noise`."""
-        moments = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        return scaled_latents(self.vae, moments.mean, moments.std, noise)
+        """Pixels `[B, 3, H, W]` in [-1, 1] -> scaled latents `[B, 4, h, w]`: the mean, or a sample by `noise`.
+
+        An AutoencoderTiny has no distribution: its latents are all there is.
+        """
+        return self.from_moments(vae_moments(self.vae, pixels), noise)
 
     def from_moments(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Cached VAE moments `[B, 8, h, w]` (mean, log variance) -> scaled latents."""
         mean, log_variance = moments.float().chunk(2, dim=1)
         return scaled_latents(self.vae, mean, (0.5 * log_variance.clamp(-30, 20)).exp(), noise)
+
+
+NO_SPREAD = -30.0
+"""Log variance of latents that are exact; diffusers clamps there too."""
+
+
+def vae_moments(vae: Any, pixels: Tensor) -> Tensor:
+    """Mean and log variance `[B, 8, h, w]`, unscaled, of pixels `[B, 3, H, W]` in [-1, 1]."""
+    encoded = vae.encode(pixels.to(vae.dtype))
+    if not is_tiny(vae):
+        return encoded.latent_dist.parameters
+    return torch.cat([encoded.latents, torch.full_like(encoded.latents, NO_SPREAD)], dim=1)
+
+
+def is_tiny(vae: Any) -> bool:
+    """Whether this is an autoencoder in TAESD's layout instead of an AutoencoderKL."""
+    return type(vae).__name__ == "AutoencoderTiny"
 
 
 def scaled_latents(vae: Any, mean: Tensor, std: Tensor, noise: Tensor | None) -> Tensor:
@@ -99,6 +119,8 @@ def _from_file(path: Path, config: str | None) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     header = read_header(path)
+    if header.kind == "base":  # the miniature's own form
+        return load_miniature(path)
     kind = _checkpoint_kind(header.shapes)
     if kind is None:
         raise ValueError(

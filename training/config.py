@@ -49,6 +49,9 @@ class DataConfig(Config):
     workers: int = Field(default=4, ge=0)
     """Loader processes per training process. The result does not depend on it."""
     augment: AugmentConfig = AugmentConfig()
+    variants: int | None = Field(default=None, ge=1)
+    """null: every epoch augments a picture anew. With a number each picture has so many augmentations and no more, and
+    their latents are kept in memory: for small data sets, where encoding would cost more than the UNet."""
 
 
 class ReferenceConfig(Config):
@@ -58,6 +61,9 @@ class ReferenceConfig(Config):
     """`clean`: at t = 0, cacheable in inference. `matched`: noised to the target's t, one more UNet row per step."""
     text: Literal["empty", "positive"] = "empty"
     """Prompt of the reference pass."""
+    remember: bool = False
+    """Keep what the reference pass gives in memory (22 MiB per picture and variant for SD1.5 at 512 px) instead of
+    repeating it every epoch. Needs `data.variants`, and a pass that is always the same: clean, with the empty prompt."""
     length: Literal["balanced", "paper"] = "balanced"
     """Length term of METHOD 1.1."""
     combine: Literal["fused", "decoupled"] = "fused"
@@ -128,11 +134,28 @@ class GuidanceConfig(Config):
         return self.towers[0].path is None
 
 
+class AutoencoderConfig(Config):
+    crop: int | None = Field(default=None, ge=32, multiple_of=8)
+    """Side of the random squares it learns from, in pixels; null takes whole pictures."""
+    noise: float = Field(default=0.1, ge=0, le=1)
+    """Standard deviation of the noise on the latents before decoding."""
+    edges: float = Field(default=1.0, ge=0)
+    """Weight of the error in differences between neighbouring pixels, beside the pixels' own."""
+    latents: float = Field(default=0.1, ge=0)
+    """Weight that holds the latents at zero mean and unit variance per channel."""
+
+
+class DenoiserConfig(Config):
+    cross_attention: Literal["trained", "self"] = "trained"
+    """`self`: the saved model's cross-attention queries and outputs are those of the block's self-attention. For
+    unconditional models, where constant text never trains them, and an adapter should find something that looks."""
+
+
 class OptimizerConfig(Config):
     name: Literal["adamw", "adamw8bit"] = "adamw"
     """`adamw8bit` needs `pip install bitsandbytes` and a GPU."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate; null is 1e-4 for `fusion` and 1e-6 [paper] for `guidance`. Never scaled by GPU count."""
+    """Peak learning rate; null is 1e-6 [paper] for `guidance`, else 1e-4. Never scaled by GPU count."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averaging factors."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -218,8 +241,9 @@ class TrainConfig(Config):
 
     config_version: Literal[1] = 1
     """Version of this list of settings."""
-    method: Literal["fusion", "guidance"] = "fusion"
-    """`fusion`: METHOD 1 (trains the face projections). `guidance`: METHOD 2 (trains the Linear and the UNet)."""
+    method: Literal["fusion", "guidance", "denoiser", "autoencoder"] = "fusion"
+    """`fusion`: METHOD 1 (trains the face projections). `guidance`: METHOD 2 (trains the Linear and the UNet).
+    `denoiser` and `autoencoder` make a base model from nothing, as the miniature's: the UNet, and before it the VAE."""
     run: str = "runs/fusion"
     """Folder of this run: log, checkpoints, pictures, and the result."""
     seed: int = 0
@@ -229,6 +253,8 @@ class TrainConfig(Config):
     reference: ReferenceConfig = ReferenceConfig()
     drops: DropConfig = DropConfig()
     guidance: GuidanceConfig = GuidanceConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
@@ -242,6 +268,11 @@ class TrainConfig(Config):
         for name, value in (("model.base", self.model.base), ("data.root", self.data.root)):
             if not value:
                 raise ValueError(f"{name} is not set; give it in the file or with --set {name}=...")
+        fixed = self.data.variants is not None and (self.reference.timestep, self.reference.text) == ("clean", "empty")
+        if self.reference.remember and not fixed:
+            raise ValueError(
+                "reference.remember needs data.variants, reference.timestep=clean and reference.text=empty"
+            )
         if self.schedule.warmup > self.schedule.steps:
             raise ValueError(f"schedule.warmup ({self.schedule.warmup}) is longer than schedule.steps")
         return self
@@ -249,7 +280,7 @@ class TrainConfig(Config):
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
-        default = 1e-4 if self.method == "fusion" else 1e-6
+        default = 1e-6 if self.method == "guidance" else 1e-4
         return default if self.optimizer.lr is None else self.optimizer.lr
 
     @property

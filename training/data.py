@@ -52,10 +52,13 @@ class FusionDraw:
         """A sample with
 
         pixels `[3, H, W]` in [-1, 1] or moments `[8, h, w]`, the same for the reference as `reference_*`; `vae_noise`,
-        `noise`, `reference_noise` `[4, h, w]`; `timestep`; `caption` (empty when dropped); `has_face`; `original_size`.
+        `noise`, `reference_noise` `[4, h, w]`; `timestep`; `caption` (empty when dropped); `has_face`; `original_size`;
+        `picture_id` and `reference_id`, equal exactly where the pictures are.
         """
         config, record = self.config, source.record(index)
-        draws = {name: generator(config.seed, epoch, record.key, name) for name in ("drop", "pair", "image", "noise")}
+        draws = {name: generator(config.seed, epoch, record.key, name) for name in ("drop", "pair", "noise")}
+        variant = picture_variant(config.data, epoch)
+        draws["image"] = generator(config.seed, variant, record.key, "image")
         drop_face, drop_text = dropped(config.drops, uniform(draws["drop"]))
         other = reference_index(source, index, config.data.pair_mode, draws["pair"])
         return {
@@ -63,6 +66,8 @@ class FusionDraw:
             "epoch": epoch,
             "caption": "" if drop_text else record.caption,
             "has_face": record.has_face and not drop_face,
+            "picture_id": (record.key, variant),
+            "reference_id": (source.record(other).key, record.key, variant),
             "original_size": record.original_size,
             **target_picture(source, index, config.data, draws["image"]),
             **self._reference(source, other if record.has_face else None, draws["image"]),
@@ -80,6 +85,33 @@ class FusionDraw:
         return {
             "reference_pixels": to_rgb_pm1(augmented_reference(square(source.face(index), size), self.augment, gen))
         }
+
+
+class PictureDraw:
+    """Samples without a face: the target alone, for training an autoencoder or a base model."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def __call__(self, source: Source, index: int, epoch: int) -> Sample:
+        """`pixels` or `moments`, `picture_id`, `vae_noise`, `noise`, `timestep`, `caption`, `original_size`."""
+        config, record = self.config, source.record(index)
+        variant = picture_variant(config.data, epoch)
+        draws = generator(config.seed, epoch, record.key, "noise")
+        return {
+            "key": record.key,
+            "epoch": epoch,
+            "picture_id": (record.key, variant),
+            "caption": record.caption,
+            "original_size": record.original_size,
+            **target_picture(source, index, config.data, generator(config.seed, variant, record.key, "image")),
+            **noises(config.latent_size, draws),
+        }
+
+
+def picture_variant(data: DataConfig, epoch: int) -> int:
+    """Which of a picture's augmentations an epoch shows: always a new one, or one of `data.variants`."""
+    return epoch if data.variants is None or epoch < 0 else epoch % data.variants
 
 
 def dropped(drops: DropConfig, u: float) -> tuple[bool, bool]:

@@ -15,6 +15,7 @@ from .base import BaseModel
 from .compiled import compile_blocks
 from .config import TrainConfig, without_chance
 from .data import FusionDraw, Sample
+from .latents import LatentStore
 from .pictures import draw_validation
 from .source import Source
 from .task import RunFacts
@@ -35,6 +36,8 @@ class FusionTask:
         self.draw = FusionDraw(config)
         self.score_draw = FusionDraw(without_chance(config))
         self.noise = DDPMScheduler.from_config(base.pipeline.scheduler.config)
+        self._latents = LatentStore(base, config.data)
+        self._hidden: dict[tuple, dict[str, Tensor]] = {}
         self._empty: tuple[Tensor, Tensor | None] | None = None
 
     def to_device(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -53,7 +56,7 @@ class FusionTask:
     def losses(self, model: nn.Module, batch: Sample) -> Tensor:
         """Mean squared error of the prediction per sample, `[B]` (eps, or v where the base model predicts v)."""
         noise, timesteps = batch["noise"], batch["timestep"]
-        latents = self._latents(batch, "", batch["vae_noise"])
+        latents = self._latents(batch)
         noisy = self.noise.add_noise(latents, noise, timesteps)
         context = self._context(batch["caption"], batch["original_size"])
         rows = torch.tensor([i for i, has in enumerate(batch["has_face"]) if has], dtype=torch.long)
@@ -64,19 +67,14 @@ class FusionTask:
             wanted = self.noise.get_velocity(latents, noise, timesteps)
         return (prediction.float() - wanted.float()).square().flatten(1).mean(1)
 
-    def _latents(self, batch: Sample, prefix: str, noise: Tensor | None, rows: Tensor | None = None) -> Tensor:
-        cached = f"{prefix}moments" in batch
-        values = batch[f"{prefix}moments" if cached else f"{prefix}pixels"]
-        if rows is not None:
-            values = values[rows.to(values.device)]
-        return self.base.from_moments(values, noise) if cached else self.base.encode(values, noise)
-
     def _context(self, captions: list[str], sizes: list[tuple[int, int]]) -> TextContext:
         tokens, pooled = self.base.prompts(captions)
         return context_for(tokens, pooled, sizes, self.config.data.resolution)
 
     def _reference(self, batch: Sample, rows: Tensor, context: TextContext) -> Reference:
-        latents = self._latents(batch, "reference_", None, rows)
+        if self.config.reference.remember:
+            return self._remembered(batch, rows)
+        latents = self._latents(batch, "reference_", rows)
         size, on = self.config.reference.size, latents.device
         if self.config.reference.text == "positive":
             at = rows.to(on)
@@ -90,6 +88,25 @@ class FusionTask:
         timesteps = batch["timestep"][rows.to(on)]
         noisy = self.noise.add_noise(latents, batch["reference_noise"][rows.to(on)], timesteps)
         return Reference(noisy, text, timesteps)
+
+    def _remembered(self, batch: Sample, rows: Tensor) -> Reference:
+        """The clean pass of these rows, each picture's run once in the whole training."""
+        ids = [batch["reference_id"][i] for i in rows.tolist()]
+        missing = torch.tensor([i for i, name in zip(rows.tolist(), ids) if name not in self._hidden])
+        latents = self._latents(batch, "reference_", rows)
+        if len(missing):
+            size = self.config.reference.size
+            assert self._empty is not None, "to_device comes first"
+            context = context_for(*(_like(t, self.model.unet) for t in self._empty), [(size, size)], size)
+            fresh = self._latents(batch, "reference_", missing).to(self.model.unet.dtype)
+            hidden = self.model.reference_hidden(Reference(fresh, context))
+            for row, i in enumerate(missing.tolist()):
+                self._hidden[batch["reference_id"][i]] = {path: h[row].to("cpu") for path, h in hidden.items()}
+        known = {
+            path: torch.stack([self._hidden[name][path] for name in ids]).to(latents.device)
+            for path in self._hidden[ids[0]]
+        }
+        return Reference(latents, TextContext(latents), hidden=known)
 
     def enable_checkpointing(self) -> None:
         """Recompute the UNet's blocks in the backward pass."""
@@ -137,6 +154,11 @@ class FusionTask:
     def pictures(self, source: Source, path: Path) -> dict[str, float]:
         """Pictures of validation people beside their references, with the identity score."""
         return draw_validation(self.base, self.model, source, self.config, path)
+
+
+def _like(tensor: Tensor | None, model: nn.Module) -> Tensor | None:
+    weight = next(model.parameters())
+    return None if tensor is None else tensor.to(weight)
 
 
 def adapter_settings(

@@ -6,8 +6,10 @@ import logging
 
 import torch
 
+from .autoencoder_task import AutoencoderTask
 from .base import load_base
 from .config import TrainConfig
+from .denoiser_task import DenoiserTask
 from .fusion_task import FusionTask
 from .guidance_task import GuidanceTask
 from .shards import ShardSource
@@ -15,6 +17,7 @@ from .source import Source
 from .task import Task
 
 logger = logging.getLogger("fusedid")
+METHODS = {"fusion": FusionTask, "denoiser": DenoiserTask, "autoencoder": AutoencoderTask}
 
 
 def open_sources(config: TrainConfig) -> tuple[Source, Source | None]:
@@ -36,4 +39,6 @@ def open_task(config: TrainConfig, source: Source) -> Task:
     base = load_base(config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return FusionTask(config, base) if config.method == "fusion" else GuidanceTask(config, base, source)
+        if config.method == "guidance":
+            return GuidanceTask(config, base, source)
+        return METHODS[config.method](config, base)

@@ -55,6 +55,8 @@ class Reference:
     timesteps: Tensor | None = None
     identity: int = 0
     weight: float = 1.0
+    hidden: Mapping[str, Tensor] | None = None
+    """What the reference pass would give, where it is known already; the latents are not looked at then."""
 
 
 class FaceProjection(nn.Module):
@@ -141,7 +143,7 @@ class FusedUNet(nn.Module):
         counts = _references_per_identity(references)
         keys: dict[str, list[FaceKeys]] = {entry.path: [] for entry in self.site_table}
         for reference in references:
-            hidden = self.reference_hidden(reference)
+            hidden = self.reference_hidden(reference) if reference.hidden is None else reference.hidden
             for entry in self.site_table:
                 key, value = self._projection(entry.path)(hidden[entry.path])
                 term = self._log_weight(entry, key.shape[1], counts[reference.identity], reference.weight)

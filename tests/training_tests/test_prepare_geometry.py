@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.prepare.config import MaskConfig, SelectConfig
-from training.prepare.crops import buckets, largest_box, nearest_bucket
+from training.prepare.crops import buckets, largest_box, nearest_bucket, square_around
 from training.prepare.filters import count_people, first_failure, yaw_degrees
 from training.prepare.masks import convex_hull, face_outline
 from training.prepare.pack import draw_mask, to_target
@@ -130,3 +130,16 @@ def test_ellipse_has_the_area_of_its_box_and_turns_with_the_eyes() -> None:
 def test_points_move_with_the_crop() -> None:
     planned = {"target_box": [10, 20, 110, 70], "width": 200, "height": 100}
     assert to_target(np.array([[10.0, 20.0], [110.0, 70.0]]), planned).tolist() == [[0, 0], [200, 100]]
+
+
+@given(st.integers(20, 400), st.integers(20, 400), st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 1.2))
+def test_a_square_around_a_face_lies_inside_and_keeps_its_middle_where_it_can(
+    width: int, height: int, at_x: float, at_y: float, size: float
+) -> None:
+    side = size * min(width, height)
+    x, y = at_x * width, at_y * height
+    x0, y0, x1, y1 = square_around((x - side / 2, y - side / 2, x + side / 2, y + side / 2), width, height, 0.3)
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    assert x1 - x0 == y1 - y0 == min(width, height, max(1, round(side * 1.6)))
+    if x0 > 0 and x1 < width:
+        assert abs((x0 + x1) / 2 - x) <= 1

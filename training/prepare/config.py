@@ -69,6 +69,11 @@ class CropsConfig(Config):
     """Sides of buckets are multiples of this."""
     max_aspect: float = Field(default=2.0, ge=1, le=4)
     """Longest to shortest side of the most oblong bucket."""
+    around: Literal["picture", "face"] = "picture"
+    """``picture``: the largest crop that fits. ``face``: a square around the main face, as wide as the face crop with
+    ``face_margin``; for models of faces only. Pictures without a face keep the largest crop."""
+    face_margin: float = Field(default=0.3, ge=0, le=2)
+    """Width that ``around: face`` adds on each side of the face box, relative to its longer side."""
     reference_size: int = Field(default=512, ge=64, le=2048, multiple_of=8)
     """Side in pixels of the packed face crop."""
     reference_margin: float = Field(default=0.3, ge=0, le=2)
@@ -191,6 +196,8 @@ def check_config(config: PrepareConfig) -> None:
     if config.split.val + config.split.test >= 1 and config.split.by == "person":
         total = config.split.val + config.split.test
         raise ValueError(f"split.val + split.test is {total:g}, which leaves nothing to train on; keep it below 1")
+    if config.crops.around == "face" and config.crops.mode == "bucket":
+        raise ValueError("crops.around is 'face', which cuts squares; set crops.mode=square, or crops.around=picture")
     if config.cache.text and not config.cache.base_model:
         raise ValueError("cache.text needs cache.base_model, the diffusers folder whose text encoder is to be used")
     if config.faces.pack == "none" and config.select.no_face == "drop":

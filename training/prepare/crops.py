@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import pyarrow as pa
@@ -57,6 +58,15 @@ def largest_box(width: int, height: int, aspect: float, center: tuple[float, flo
     return left, top, left + box_width, top + box_height
 
 
+def square_around(box: Sequence[float], width: int, height: int, margin: float) -> tuple[int, int, int, int]:
+    """A square around a face, ``margin`` of its longer side wider on each side, moved and shrunk to fit the picture."""
+    x0, y0, x1, y1 = box
+    side = min(width, height, max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin))))
+    left = min(max(0, round((x0 + x1 - side) / 2)), width - side)
+    top = min(max(0, round((y0 + y1 - side) / 2)), height - side)
+    return left, top, left + side, top + side
+
+
 def _crop(config: CropsConfig, scanned: Row, selected: Row) -> Row:
     width, height = scanned["width"], scanned["height"]
     if config.mode == "square":
@@ -68,6 +78,8 @@ def _crop(config: CropsConfig, scanned: Row, selected: Row) -> Row:
         x0, y0, x1, y1 = selected["box"]
         center = ((x0 + x1) / 2, (y0 + y1) / 2)
     box = largest_box(width, height, size[0] / size[1], center)
+    if config.around == "face" and selected["box"]:
+        box = square_around(selected["box"], width, height, config.face_margin)
     return {"target_box": list(box), "width": size[0], "height": size[1]}
 
 

@@ -94,11 +94,13 @@ def encode_moments(vae: Any, pictures: Sequence[np.ndarray], batch: int) -> list
     """VAE moments (mean, log variance; unscaled) as fp16 ``[8, h, w]`` of uint8 ``[H, W, 3]`` pictures of any sizes."""
     import torch
 
+    from training.base import vae_moments
+
     results: list[Any] = [None] * len(pictures)
     for places in _same_shape(pictures, batch):
         pixels = torch.from_numpy(np.stack([pictures[place] for place in places])).to(vae.device)
         with torch.inference_mode():
-            moments = vae.encode(pixels.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1).latent_dist.parameters
+            moments = vae_moments(vae, pixels.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1)
         for place, row in zip(places, moments.to(torch.float16).cpu(), strict=True):
             results[place] = row.contiguous()
     return results

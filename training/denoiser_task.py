@@ -1,0 +1,139 @@
+"""Learn a whole UNet from nothing, with its text or, under a text encoder that says nothing, unconditionally.
+
+This is how the miniature's base comes about; for real work start from a published SD1.5 or SDXL checkpoint instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor, nn
+
+from attention.files import write_atomic
+
+from .base import BaseModel, is_tiny
+from .base_files import comfy_checkpoint
+from .compiled import compile_blocks
+from .config import TrainConfig, without_chance
+from .data import PictureDraw, Sample
+from .draw import DrawOptions, draw
+from .latents import LatentStore
+from .source import Source
+from .task import RunFacts
+from .text import context_for
+from .unet_sites import UNet, unet_sites
+
+FILE_NAME = "checkpoint.safetensors"
+COLUMNS = 8
+
+
+class DenoiserTask:
+    """Frozen VAE and text encoders around a UNet that learns."""
+
+    def __init__(self, config: TrainConfig, base: BaseModel) -> None:
+        self.config = config
+        self.base = base
+        self.model: nn.Module = base.unet.requires_grad_(True)
+        self.draw = PictureDraw(config)
+        self.score_draw = PictureDraw(without_chance(config))
+        self.noise = DDPMScheduler.from_config(base.pipeline.scheduler.config)
+        self._latents = LatentStore(base, config.data)
+
+    def to_device(self, device: torch.device, dtype: torch.dtype) -> None:
+        """The UNet learns and stays fp32; the VAE would overflow in fp16 and stays too."""
+        self.model.to(device, memory_format=torch.channels_last)
+        self.base.prompts.to(device, dtype)
+        self.base.vae.to(device)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """All weights of the UNet."""
+        return list(self.model.named_parameters())
+
+    def losses(self, model: nn.Module, batch: Sample) -> Tensor:
+        """Mean squared error of the prediction per sample, `[B]`."""
+        noise, timesteps = batch["noise"], batch["timestep"]
+        latents = self._latents(batch)
+        noisy = self.noise.add_noise(latents, noise, timesteps)
+        tokens, pooled = self.base.prompts(batch["caption"])
+        context = context_for(tokens, pooled, batch["original_size"], self.config.data.resolution)
+        prediction = model(
+            noisy,
+            timesteps,
+            encoder_hidden_states=context.tokens,
+            added_cond_kwargs=context.added(),
+            return_dict=False,
+        )[0]
+        wanted = noise
+        if self.noise.config.prediction_type == "v_prediction":
+            wanted = self.noise.get_velocity(latents, noise, timesteps)
+        return (prediction.float() - wanted.float()).square().flatten(1).mean(1)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute the UNet's blocks in the backward pass."""
+        self.base.unet.enable_gradient_checkpointing()
+
+    def compile(self) -> None:
+        """Compile the transformer blocks."""
+        compile_blocks(self.base.unet)
+
+    def load(self, path: Path) -> None:
+        """Start from another base folder's UNet."""
+        from diffusers import UNet2DConditionModel
+
+        self.base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(path / "unet").state_dict())
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor], facts: RunFacts) -> Path:
+        """Writes `base/`, a diffusers folder, and `checkpoint.safetensors`, the same for ComfyUI's loader (fp16).
+
+        Returns the checkpoint, or the folder where the VAE is no AutoencoderTiny: its own file goes with the UNet then.
+        """
+        unet = self.base.unet
+        unet.load_state_dict(weights)
+        if self.config.denoiser.cross_attention == "self":
+            copy_self_attention(unet)
+        self.base.pipeline.save_pretrained(folder / "base")
+        if not is_tiny(self.base.vae):
+            return folder / "base"
+        metadata = {"format": "pt", "fusedid.license": self.config.model.license, **facts.metadata}
+        write_atomic(folder / FILE_NAME, comfy_checkpoint(unet, self.base.vae), metadata)
+        return folder / FILE_NAME
+
+    def pictures(self, source: Source, path: Path) -> dict[str, float]:
+        """Pictures of nobody, from fixed seeds; no score."""
+        count = self.config.validation.pictures
+        side = self.config.data.resolution
+        options = DrawOptions(
+            width=side, height=side, steps=self.config.validation.picture_steps, guidance_scale=1.0, count=count
+        )
+        if count:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tiled([np.asarray(picture) for picture in draw(self.base, None, [], options)]).save(path)
+        return {}
+
+
+def copy_self_attention(unet: UNet) -> None:
+    """Gives every block's cross-attention the queries, outputs and norm of its self-attention.
+
+    With text that is all zeros the cross-attention adds its output bias and nothing else, whatever these weights are:
+    the model stays the same function.
+    """
+    for entry in unet_sites(unet):
+        block: Any = unet.get_submodule(entry.name)
+        block.norm2.load_state_dict(block.norm1.state_dict())
+        with torch.no_grad():
+            block.attn2.to_q.weight.copy_(block.attn1.to_q.weight)
+            block.attn2.to_out[0].weight.copy_(block.attn1.to_out[0].weight)
+
+
+def tiled(pictures: list[np.ndarray]) -> Image.Image:
+    """Equal pictures in rows of eight."""
+    rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
+    blank = np.zeros_like(pictures[0])
+    full = [np.concatenate(row + [blank] * (len(rows[0]) - len(row)), axis=1) for row in rows]
+    return Image.fromarray(np.concatenate(full, axis=0))
