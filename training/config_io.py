@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -119,9 +119,9 @@ def _describe(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
 def _field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _field_names(annotation, f"{prefix}{name}.")
+        for kind, between in ((field.annotation, "."), *((kind, ".*.") for kind in get_args(field.annotation))):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _field_names(kind, f"{prefix}{name}{between}")
 
 
 def _siblings(known: Sequence[str], location: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--title", default="", help="heading of the model card")
     made.add_argument("--license", default="", help="licence of the weights, e.g. openrail; default: what the run says")
     made.add_argument("--data", help="prepared data folder whose report goes into the card")
-    made.add_argument("--evaluation", help="Markdown file with the evaluation table")
+    made.add_argument("--evaluation", help="results.json of python -m training.evaluate, or a Markdown file")
     made.add_argument("--dtype", choices=DTYPES, default="fp16")
     made.add_argument("--naming", choices=NAMINGS, default="ldm", help="ldm is what the node reads")
     return made
@@ -55,7 +55,7 @@ def export(options: argparse.Namespace) -> Path:
     license_ = options.license or header.metadata.get("fusedid.license", "")
     if not license_:
         raise ValueError("the weights have no licence; give one with --license, for example --license openrail")
-    report, evaluation = _report(options.data), _text(options.evaluation)
+    report, evaluation = _report(options.data), _evaluation(options.evaluation)
     path = out / f"{options.name or source.stem}.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     metadata = {**header.metadata, "fusedid.license": license_, "modelspec.license": license_}
@@ -124,9 +124,15 @@ def _report(data: str | None) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _text(path: str | None) -> str:
+def _evaluation(path: str | None) -> str:
+    """The tables of an evaluation with the command that made them, or a text as it is."""
     if path is None:
         return ""
+    if Path(path).suffix == ".json":
+        from .evaluate.table import read_results, results_table
+
+        results = read_results(path)
+        return f"{results_table(results)}\n```\n{results['command']}\n```"
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:

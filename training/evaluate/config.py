@@ -24,7 +24,7 @@ class PeopleConfig(Config):
     split: Literal["train", "val", "test", "all"] = "val"
     """Split of the prepared data set."""
     count: int = Field(default=16, ge=0)
-    """How many people are drawn; 0 is all of them. The first ones by name."""
+    """How many people are drawn; 0 is all of them. The first ones, by name or in the data set's order."""
     held_out: bool = True
     """Of everyone with at least two photos, keep the last one unseen, to compare the pictures with."""
     margin: float = Field(default=0.3, ge=0, le=2)
@@ -142,7 +142,7 @@ class Protocol(Config):
     people: PeopleConfig = PeopleConfig()
     scorer: ScorerConfig = ScorerConfig()
     draw: DrawConfig = DrawConfig()
-    rows: dict[str, RowConfig] = Field(default_factory=dict)
+    rows: dict[str, RowConfig] = Field(default={})
     """Name of the row -> its settings."""
     baseline: str | None = None
     """Row that others are compared with; null: the row `none` with as many people per picture and of the same size."""

@@ -153,16 +153,15 @@ def _pictures_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
 
 
-def _people_of(source: ShardSource) -> list[tuple[str, list[int]]]:
-    people = []
+def _people_of(source: ShardSource) -> Iterator[tuple[str, list[int]]]:
+    """(key of the person's first sample, the person's samples), in the order of the index."""
     seen: set[int] = set()
     for index in range(len(source)):
         if index in seen or not source.row(index)["human"]:
             continue
         same = [index, *source.same_person(index)]
         seen.update(same)
-        people.append((source.row(index)["key"], sorted(same)))
-    return people
+        yield source.row(index)["key"], sorted(same)
 
 
 def _from_files(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import shlex
 from collections.abc import Sequence
@@ -14,21 +16,33 @@ import torch
 from attention.files import read_header
 from faces.encoder import FaceEncoder
 from faces.sessions import file_sha256
+from training.config import ModelConfig
 from training.result import versions, without_folders
 
-from .config import NO_FILE, RowConfig
+from .config import NO_FILE, Protocol, RowConfig
 
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+KINDS = ("*.safetensors", "*.bin")
 LIBRARIES = ("numpy", "pillow", "scikit-image", "onnxruntime", "onnxruntime-gpu")
 
 
-def base_files(base: str) -> dict[str, str]:
-    """File -> sha256 of every weight file of a base model: the single file, or all below the folder."""
-    path = Path(base).expanduser()
-    if path.is_file():
-        return {path.name: file_sha256(path)}
-    kinds = ("*.safetensors", "*.bin")
-    files = sorted(file for kind in kinds for file in path.glob(f"*/{kind}"))
-    return {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
+def base_files(model: ModelConfig) -> dict[str, str]:
+    """File -> sha256 of every weight file of the base model, and of another VAE where one is set.
+
+    Raises ValueError when the base does not exist.
+    """
+    path = Path(model.base).expanduser()
+    if not path.exists():
+        raise ValueError(
+            f"model.base: {model.base} does not exist; give a diffusers folder or a .safetensors file"
+        )
+    files = {path.name: path} if path.is_file() else {}
+    folders = {part: path / part for part in PARTS}
+    if model.vae is not None:
+        folders["vae"] = Path(model.vae).expanduser()
+    for part, folder in folders.items():
+        files |= {f"{part}/{file.name}": file for kind in KINDS for file in sorted(folder.glob(kind))}
+    return {name: file_sha256(file) for name, file in files.items()}
 
 
 def adapter_path(row: RowConfig, weights: str | None) -> str:
@@ -78,6 +92,12 @@ def machine(device: str) -> dict[str, str]:
     """What it ran on: system, processor, and the GPU's name where one was used."""
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
     return {"system": platform.system(), "processor": platform.machine(), "device": device, "gpu": gpu}
+
+
+def protocol_hash(protocol: Protocol) -> str:
+    """sha256 of every setting; where the files lie does not count."""
+    settings = json.dumps(without_folders(protocol.model_dump(mode="json")), sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from faces.encoder import FaceEncoder
-from training.config_io import config_hash, dump_yaml
+from training.config_io import dump_yaml
 from training.people import open_pack
 from training.references import Person
 from training.result import git_revision, without_folders
@@ -25,7 +25,16 @@ from .deepface import Distances, measure_distances
 from .drawing import draw_row, is_drawn, read_drawn, seconds_of, time_references, with_row
 from .people import Cast, likeness_scale, load_people
 from .plan import Job, Row, check_slugs, make_row, plan_row
-from .provenance import adapter_facts, adapter_path, all_versions, base_files, command_line, encoder_facts, machine
+from .provenance import (
+    adapter_facts,
+    adapter_path,
+    all_versions,
+    base_files,
+    command_line,
+    encoder_facts,
+    machine,
+    protocol_hash,
+)
 from .report import write_report
 from .scoring import Judge, Record, score_job
 from .timing import fit_line
@@ -43,7 +52,8 @@ class Evaluation:
         self.protocol, self.out = protocol, out
         self.device = _device(protocol.device)
         self.adapters = {name: adapter_path(row, weights) for name, row in protocol.rows.items()}
-        self.base_files = base_files(protocol.model.base) if protocol.model.base else {}
+        self.precision = _precision(protocol.precision, self.device)
+        self.base_files = base_files(protocol.model) if protocol.model.base else {}
         self.adapter_facts = _all_adapters(self.adapters)
         self.encoder: FaceEncoder = open_pack(protocol.scorer.face_pack, protocol.scorer.face_roots)
         self.clip = ClipScorer(protocol.scorer.clip, self.device) if protocol.scorer.clip else None
@@ -71,9 +81,8 @@ class Evaluation:
     def _made_by(self, name: str) -> dict[str, Any]:
         return {
             "base": self.base_files,
-            "vae": self.protocol.model.vae,
             "adapter": self.adapter_facts[self.adapters[name]].get("sha256"),
-            "precision": self.protocol.precision,
+            "precision": self.precision,
         }
 
     def _draw(self, name: str, row: Row) -> None:
@@ -90,12 +99,9 @@ class Evaluation:
     def studio(self) -> Studio:
         """The loaded base model."""
         if self._studio is None:
-            kind = self.protocol.precision
-            if kind == "auto":
-                kind = "fp16" if self.device.startswith("cuda") else "fp32"
-            size = self.protocol.draw.reference_size
+            size, dtype = self.protocol.draw.reference_size, DTYPES[self.precision]
             self._studio = open_studio(
-                self.protocol.model, TRAINING_FREE, device=self.device, dtype=DTYPES[kind], reference_size=size
+                self.protocol.model, TRAINING_FREE, device=self.device, dtype=dtype, reference_size=size
             )
         return self._studio
 
@@ -143,7 +149,7 @@ class Evaluation:
             "name": protocol.name,
             "command": command_line(command),
             "protocol": without_folders(protocol.model_dump(mode="json")),
-            "protocol_hash": config_hash(protocol),
+            "protocol_hash": protocol_hash(protocol),
             "code_revision": git_revision(),
             "versions": all_versions(),
             "machine": machine(self.device),
@@ -206,6 +212,12 @@ def _device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _precision(wanted: str, device: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "fp16" if device.startswith("cuda") else "fp32"
 
 
 def _write_lines(path: Path, records: Sequence[Record]) -> None:
