@@ -13,7 +13,7 @@ import comfy.model_management as management
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from .reference_cache import CACHE, free_features, model_number
+from .reference_cache import free_features, held_bytes, model_number
 
 _stores: weakref.WeakKeyDictionary[Any, FeatureStore] = weakref.WeakKeyDictionary()
 
@@ -35,11 +35,11 @@ class FeatureStore(ModelPatcher):
         return self
 
     def model_size(self) -> int:
-        """Bytes held, or about to be."""
-        return max(CACHE.num_bytes(lambda key: key[0] == self._number), self._expected)
+        """Bytes held on the device, or about to be."""
+        return max(held_bytes(self._number), self._expected)
 
     def loaded_size(self) -> int:
-        """The same: features are on the device or nowhere."""
+        """The same: features in RAM are not loaded, they pass through layer by layer."""
         return self.model_size()
 
     def detach(self, unpatch_all: bool = True) -> Any:

@@ -10,6 +10,7 @@ from ..attention.adapter import COMBINE_MODES, TEXT_MODES, TIMESTEP_MODES
 from ..attention.community.families import AS_RECOGNISED, VARIANTS
 from ..attention.fusion import LENGTH_MODES
 from ..attention.sites import LAYER_GROUPS
+from ..attention.storage import PLACES, PRECISIONS
 from .adapter_choice import FROM_ADAPTER, adapter_choices, adapter_fingerprint
 from .advanced import advanced
 from .fusion_setup import patch_model
@@ -247,6 +248,44 @@ class FusedIDAttentionPatch(io.ComfyNode):
                         tooltip=(
                             "Training-free only: queries and keys take on the reference's statistics (AdaIN). Closer "
                             "to the reference, its light and colours included."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "reference_tokens",
+                        default=1.0,
+                        min=0.1,
+                        max=1.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip=(
+                            "Share of the reference's tokens that is kept; like ones are merged. 0.5 makes the face's "
+                            "part of a step and of the memory about half, at a small loss. 1 merges nothing."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "cache_precision",
+                        options=list(PRECISIONS),
+                        optional=True,
+                        default="model",
+                        tooltip=(
+                            "How the cached reference is stored. model: exact. fp8: 8 bits, half the memory of fp16, "
+                            "nearly the same picture."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "cache_device",
+                        options=list(PLACES),
+                        optional=True,
+                        default="model",
+                        tooltip=(
+                            "Where it is stored. model: on the model's device. cpu: in RAM, fetched layer by layer "
+                            "while the layer before computes; saves GPU memory."
                         ),
                     )
                 ),

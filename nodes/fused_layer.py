@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.cache import ReferenceFeatures
+from ..attention.cache import LayerFeatures
 from ..attention.fusion import FaceKeys, decoupled_attention, fused_attention, length_term
 from ..attention.grid import crop_masks
 from ..attention.routing import Region, route
@@ -45,8 +45,9 @@ def layer_replacement(plan: FusionPlan, site: Site) -> Replacement:
         run = options.get(RUNS, {}).get(plan.number)
         if run is None:
             return None
-        styles = [style for features in run.features if (style := features.layers[site.path].statistics)]
-        parts = _parts(plan, site, run, q, options)
+        layers = run.at(site.path)
+        styles = [style for one in layers if (style := one.statistics)]
+        parts = _parts(plan, site, run, _face_keys(plan, layers), q, options)
         done = [
             (rows, _attend(plan, q[rows], k[rows], v[rows], options, regions, faces, styles))
             for rows, regions, faces in parts
@@ -133,24 +134,25 @@ def _attend_values(
     return _attend(plan, q, k, value, options, regions, faces, styles)
 
 
-def _face_keys(plan: FusionPlan, site: Site, features: Sequence[ReferenceFeatures]) -> list[FaceKeys]:
+def _face_keys(plan: FusionPlan, layers: Sequence[LayerFeatures]) -> list[FaceKeys]:
     identities = [one.identity for one in plan.shown]
     keys = []
-    for one, layer in zip(plan.shown, (feature.layers[site.path] for feature in features)):
+    for one, layer in zip(plan.shown, layers):
         count = identities.count(one.identity)
         term = length_term(
-            plan.length, num_tokens=layer.key.shape[1], num_references=count, num_trained=layer.num_trained
+            plan.length, num_tokens=layer.num_tokens, num_references=count, num_trained=layer.num_trained
         )
-        keys.append(FaceKeys(layer.key, layer.value, one.identity, math.log(one.weight) + term))
+        keys.append(FaceKeys(layer.key, layer.value, one.identity, math.log(one.weight) + term, layer.log_size))
     return keys
 
 
-def _parts(plan: FusionPlan, site: Site, run: Run, q: Tensor, options: Options) -> list[Part]:
+def _parts(
+    plan: FusionPlan, site: Site, run: Run, faces: Sequence[FaceKeys], q: Tensor, options: Options
+) -> list[Part]:
     kinds = options.get("cond_or_uncond") or [0]
     num_latents, _, *grid = options["activations_shape"]
     spans = positive_rows(q.shape[0], kinds, num_latents)
     full_hw, positive = _positive_areas(options, kinds)
-    faces = _face_keys(plan, site, run.features)
     parts: list[Part] = []
     for (start, stop), area in zip(spans, positive):
         regions = _regions(plan, (grid[0], grid[1]), full_hw, area, q)

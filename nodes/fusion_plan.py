@@ -6,24 +6,31 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..attention.cache import ReferenceFeatures
+from ..attention.cache import LayerFeatures, ReferenceFeatures
 from ..attention.fusion import FaceControls
 from ..attention.grid import grid_at_level
+from ..attention.merge import num_left
+from ..attention.prefetch import Prefetch
 from ..attention.routing import Region
 from ..attention.schedule import Window
 from ..attention.sites import Site
+from ..attention.storage import AS_COMPUTED, Storage, StoredFeatures, layer_bytes
 from .face_sources import FaceSource
 from .reference import ReferenceLatent, ReferenceText
 from .wire_types import RoutedIdentities
 
 _numbers = itertools.count()
+FLOAT32 = 4  # bytes per number
+
+Features = ReferenceFeatures | StoredFeatures
 
 
 @dataclass(frozen=True, eq=False)
 class ReferencePass:
     """Faces that go through the model's own UNet. matched: noised to the picture's noise level, anew at every step.
 
-    positive_text: the pass reads the picture's positive prompt instead of `text`.
+    positive_text: the pass reads the picture's positive prompt instead of `text`. share: of the tokens, left after
+    merging. storage: how clean references are kept.
     """
 
     source: FaceSource
@@ -31,6 +38,8 @@ class ReferencePass:
     text: ReferenceText
     matched: bool = False
     positive_text: bool = False
+    share: float = 1.0
+    storage: Storage = AS_COMPUTED
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +83,7 @@ class FusionPlan:
     routed: RoutedIdentities | None = None
     names: tuple[str, ...] = ()
     number: int = field(default_factory=lambda: next(_numbers))
-    kept: dict[Any, ReferenceFeatures] = field(default_factory=dict)
+    kept: dict[Any, Features] = field(default_factory=dict)
     prompts: dict[Any, str] = field(default_factory=dict)
     regions: dict[Any, tuple[Region, ...]] = field(default_factory=dict)
 
@@ -86,20 +95,56 @@ class FusionPlan:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One UNet call in which the faces act: features per reference, and of "no face" where the family has them."""
+    """One UNet call in which the faces act: features per reference, and of "no face" where the family has them.
+
+    ahead: in place of `features`, where they are kept in another form than the layers take.
+    """
 
     features: tuple[ReferenceFeatures, ...]
-    negative: ReferenceFeatures | None
+    negative: ReferenceFeatures | None = None
+    ahead: Prefetch | None = None
+
+    def at(self, path: str) -> tuple[LayerFeatures, ...]:
+        """Every reference's features at one site."""
+        return tuple(one.layers[path] for one in self.features) if self.ahead is None else self.ahead.layers(path)
 
 
 def features_bytes(plan: FusionPlan, itemsize: int) -> int:
-    """Memory of the keys and values of all references, with `itemsize` bytes per number."""
+    """Memory of all references as they are kept; the model computes in `itemsize` bytes per number."""
     if isinstance(plan.faces, GivenFaces):
         tensors = (t for one in set(plan.faces.features) for f in one.layers.values() for t in (f.key, f.value))
         return itemsize * sum(t.numel() for t in tensors)
-    numbers = 0
-    for one in plan.faces.latents:
-        for site in plan.sites:
-            rows, columns = grid_at_level((one.latent.shape[-2], one.latent.shape[-1]), site.level)
-            numbers += rows * columns * site.channels
-    return 2 * itemsize * numbers
+    return sum(_site_bytes(plan, plan.faces, site, itemsize) for site in plan.sites)
+
+
+def device_bytes(plan: FusionPlan, itemsize: int, device_type: str) -> int:
+    """What of it is on the model's device while sampling: of features kept in RAM two layers at a time."""
+    faces = plan.faces
+    if isinstance(faces, GivenFaces) or faces.storage.place == "model" or device_type == "cpu":
+        return features_bytes(plan, itemsize)
+    return sum(sorted(_site_bytes(plan, faces, site, itemsize) for site in plan.sites)[-2:])
+
+
+def share_left(plan: FusionPlan) -> float:
+    """The part of all references' tokens that merging leaves; grids that are small already are left whole."""
+    if not isinstance(plan.faces, ReferencePass):
+        return 1.0
+    tokens = [count for site in plan.sites for count in _num_tokens(plan.faces, site)]
+    return sum(num_left(count, plan.faces.share) for count in tokens) / sum(tokens)
+
+
+def _num_tokens(faces: ReferencePass, site: Site) -> list[int]:
+    """Of every reference at one site, before merging."""
+    grids = [grid_at_level((one.latent.shape[-2], one.latent.shape[-1]), site.level) for one in faces.latents]
+    return [rows * columns for rows, columns in grids]
+
+
+def _site_bytes(plan: FusionPlan, faces: ReferencePass, site: Site, itemsize: int) -> int:
+    """One site of all references."""
+    total = 0
+    for tokens in _num_tokens(faces, site):
+        left = num_left(tokens, faces.share)
+        total += layer_bytes(left, site.channels, itemsize, faces.storage)
+        total += FLOAT32 * left if left < tokens else 0
+        total += 4 * site.channels * itemsize if plan.attention == "attn1" else 0  # its statistics
+    return total

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import comfy.ldm.modules.attention as host_attention
 
 from ..attention.cache import MIB
-from .fusion_plan import FusionPlan, features_bytes
+from .fusion_plan import FusionPlan, ReferencePass, features_bytes, share_left
 from .reference_cache import CACHE
 
-HALF = 2  # bytes per number in half precision
 
+def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str], itemsize: int) -> str:
+    """For example `16 of 16 layers, 1 reference, 44.1 MiB, kernel attention_pytorch, fused`, then a line per note.
 
-def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str]) -> str:
-    """For example `16 of 16 layers, 1 reference, 44.1 MiB, kernel attention_pytorch, fused`, then a line per note."""
+    itemsize: bytes per number that the model computes in.
+    """
     count = len(plan.shown)
     kernel = getattr(host_attention.optimized_attention, "__name__", "unknown")
     routed = plan.routed
@@ -23,7 +24,7 @@ def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str]) -> str
     facts = [
         f"{installed} of {len(plan.sites)} layers",
         f"{count} reference{'s' * (count != 1)}",
-        f"{features_bytes(plan, HALF) / MIB:.1f} MiB",
+        f"{features_bytes(plan, itemsize) / MIB:.1f} MiB{_form(plan)}",
         f"kernel {kernel}",
         plan.combine,
         *where,
@@ -32,3 +33,14 @@ def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str]) -> str
     stats = CACHE.stats()
     cache = f"cache: {stats.entries} entries, {stats.mib:.1f} of {stats.budget_mib:.0f} MiB, {stats.hits} hits"
     return "\n".join([", ".join(facts), *notes, cache])
+
+
+def _form(plan: FusionPlan) -> str:
+    """How the features are kept, where it is not as the model computes them."""
+    faces = plan.faces
+    if not isinstance(faces, ReferencePass):
+        return ""
+    words = [" in fp8"] if faces.storage.precision == "fp8" else []
+    words += [" in RAM"] if faces.storage.place == "cpu" else []
+    words += [f" ({share_left(plan):.0%} of the tokens)"] if faces.share < 1 else []
+    return "".join(words)

@@ -8,6 +8,7 @@ from ..attention.adapter import AdapterSettings, FusionAdapter, check_adapter_fi
 from ..attention.fusion import FaceControls
 from ..attention.schedule import Window, check_percents
 from ..attention.sites import Site, discover_sites, family_of, layer_groups
+from ..attention.storage import AS_COMPUTED, Storage, require_fp8
 from . import reference_inputs
 from .adapter_choice import FROM_ADAPTER, TRAINING_FREE, WITHOUT_FILE, adapter_path
 from .community_files import is_community_choice, load_community_choice
@@ -16,6 +17,7 @@ from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfA
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
 from .fusion_report import fusion_report
 from .patch import install_fusion
+from .reference_cache import compute_dtype
 from .separation import patch_separation
 from .wire_types import RoutedIdentities, require_places
 
@@ -31,7 +33,8 @@ def patch_model(
     start_percent: float = 0.0, end_percent: float = 1.0, layers: str = "all", reference_size: int = 0,
     timestep: str = FROM_ADAPTER, length: str = FROM_ADAPTER, combine: str = FROM_ADAPTER, apply_to: str = "positive",
     reference_text: str = FROM_ADAPTER, clip: Any = None, clip_vision: Any = None, variant: str = "as recognised",
-    lora_strength: float = 1.0, structure: float = 1.0, adain: bool = False,
+    lora_strength: float = 1.0, structure: float = 1.0, adain: bool = False, reference_tokens: float = 1.0,
+    cache_precision: str = "model", cache_device: str = "model",
 ) -> tuple[Any, str]:  # fmt: skip
     """A patched clone of the MODEL and the self-check report. Raises ValueError before anything is sampled."""
     people = _people(identity, routed)
@@ -39,6 +42,7 @@ def patch_model(
     active = _active(sites, layers)
     window = percent_window(model, start_percent, end_percent)
     controls = FaceControls(max(strength, 1e-9), key_strength, value_strength, attention_scale)
+    storage = Storage(cache_precision, cache_device)
     wishes = {"timestep": timestep, "length": length, "combine": combine, "text": reference_text}
     common: dict[str, Any] = {
         "sites": sites, "active": active, "window": window, "controls": controls, "routed": routed,
@@ -49,6 +53,8 @@ def patch_model(
     if is_community_choice(adapter):
         source = load_community_choice(adapter, variant)
         plan, notes = _community_plan(source, people, wishes, clip_vision, structure, common)
+        if (reference_tokens, storage) != (1.0, AS_COMPUTED):
+            notes = [*notes, "reference_tokens, cache_precision and cache_device have no effect on community weights"]
         if strength > 0:
             model = with_adapter_lora(model, source, sites, lora_strength)
     else:
@@ -60,9 +66,13 @@ def patch_model(
             return _unpatched(model)
         plan, label = _reference_plan(
             model, vae, clip, people, reference_size or settings.reference_size, face_source, fusion, chosen,
-            {**common, "adain": adain},
+            {"share": reference_tokens, "storage": _storage(model, storage, chosen)}, {**common, "adain": adain},
         )  # fmt: skip
         notes = [f"reference text: {label}", *notes]
+        if chosen["timestep"] == "matched" and storage != AS_COMPUTED:
+            notes.append(
+                "cache_precision and cache_device have no effect: matched references are kept for one step only"
+            )
     if strength == 0:
         return _unpatched(model)
     return _installed(model, plan, notes)
@@ -132,14 +142,24 @@ def _decided(wishes: Chosen, settings: AdapterSettings) -> tuple[Chosen, list[st
     return chosen, [f"unlike the adapter: {', '.join(differ)}"] if differ else []
 
 
+def _storage(model: Any, wish: Storage, chosen: Chosen) -> Storage:
+    """How references are kept. Raises ValueError when the model's device cannot."""
+    if chosen["timestep"] == "matched":
+        return AS_COMPUTED
+    if wish.precision == "fp8":
+        require_fp8(model.load_device)
+    return wish
+
+
 def _reference_plan(
     model: Any, vae: Any, clip: Any, people: tuple[Any, ...], size: int, source: FaceSource,
-    fusion: FusionAdapter | None, chosen: Chosen, common: dict[str, Any],
+    fusion: FusionAdapter | None, chosen: Chosen, form: dict[str, Any], common: dict[str, Any],
 ) -> tuple[FusionPlan, str]:  # fmt: skip
     text = reference_inputs.reference_text(fusion, clip, common["sites"])
     latents, shown = reference_inputs.reference_latents(model, vae, people, size)
     positive = chosen["text"] == "positive"
-    faces = ReferencePass(source, latents, text, matched=chosen["timestep"] == "matched", positive_text=positive)
+    matched = chosen["timestep"] == "matched"
+    faces = ReferencePass(source, latents, text, matched=matched, positive_text=positive, **form)
     plan = FusionPlan(
         faces, shown, attention=source.attention, combine=chosen["combine"], length=chosen["length"], **common
     )
@@ -170,4 +190,4 @@ def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str
     routed = plan.routed
     if routed is not None and routed.separation > 0:
         clone = patch_separation(clone, routed.masks, routed.separation)
-    return clone, fusion_report(plan, installed, notes)
+    return clone, fusion_report(plan, installed, notes, compute_dtype(model.model).itemsize)

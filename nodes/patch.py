@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .areas import note_areas
 from .feature_store import feature_store
 from .fused_layer import RUNS, layer_replacement
-from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Run, features_bytes
+from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, device_bytes
 from .reference_cache import call_features, compute_dtype
 from .slot import Slot, install
 
@@ -45,7 +45,7 @@ def _register_memory(clone: Any, key: str, plan: FusionPlan) -> None:
     if not isinstance(plan.faces, ReferencePass):
         return
     store = feature_store(clone.model)
-    store.expect(features_bytes(plan, compute_dtype(clone.model).itemsize))
+    store.expect(device_bytes(plan, compute_dtype(clone.model).itemsize, management.get_torch_device().type))
     models = [store]
     if plan.faces.matched and isinstance(plan.faces.source, nn.Module):
         devices = management.get_torch_device(), management.unet_offload_device()
@@ -78,10 +78,10 @@ def _prepare_call(plan: FusionPlan) -> Any:
         # Reading the noise level is the one wait for the device in a call, and none when the window is open throughout.
         if plan.window.always or plan.window.contains(float(t.flatten()[0])):
             try:
-                found = call_features(plan, executor.class_obj, x, t, c_crossattn, named.get("y"), options)
+                run = call_features(plan, executor.class_obj, x, t, c_crossattn, named.get("y"), options)
             except ValueError as error:
                 raise ValueError(f"{NODE}: {error}") from error
-            options = {**options, RUNS: {**options.get(RUNS, {}), plan.number: Run(*found)}}
+            options = {**options, RUNS: {**options.get(RUNS, {}), plan.number: run}}
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
 
     return apply_model

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..attention.cache import ReferenceFeatures
 from ..attention.grid import LATENT_SCALE
+from ..attention.merge import merged
 from ..attention.sites import Site
+from ..attention.storage import AS_COMPUTED, Storage, StoredFeatures, stored
 from .face_sources import FaceSource, Seen
 
 POOLED_WIDTH = 1280
@@ -47,15 +49,22 @@ def reference_features(
     sigma: Tensor | None,
     device: torch.device,
     override: Callable[..., Tensor] | None = None,
-) -> ReferenceFeatures:
+    share: float = 1.0,
+    storage: Storage = AS_COMPUTED,
+) -> ReferenceFeatures | StoredFeatures:
     """Runs the UNet of `base` (the host's BaseModel, loaded and patched) on one reference and projects its states.
 
     sigma: None for a clean reference at t=0, else the noise level `[1]` it is noised to (`matched`). override: another
-    pack's attention function, which the picture's own pass uses too. No other pack's patch acts in this pass.
+    pack's attention function, which the picture's own pass uses too. No other pack's patch acts in this pass. share: of
+    the tokens, left by merging. storage: the form of the result.
     """
     seen = _capture(base, reference, text, source.attention, sites, sigma, device, override)
     unet = _unet(base)
-    return ReferenceFeatures({s.path: source.features(s, unet.get_submodule(s.path), seen[s.key]) for s in sites})
+    layers = ((s.path, source.features(s, unet.get_submodule(s.path), seen.pop(s.key))) for s in sites)
+    fewer = ((path, merged(layer, share)) for path, layer in layers)
+    if storage == AS_COMPUTED:
+        return ReferenceFeatures(dict(fewer))
+    return StoredFeatures({path: stored(layer, storage) for path, layer in fewer})  # one layer at a time: small peak
 
 
 def _capture(

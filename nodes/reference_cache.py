@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -12,43 +12,73 @@ import torch
 from torch import Tensor
 
 from ..attention.cache import ReferenceCache, ReferenceFeatures
+from ..attention.prefetch import Prefetch
+from ..attention.storage import AS_COMPUTED, Storage
 from .face_sources import tensor_fingerprint
-from .fusion_plan import FusionPlan, GivenFaces, ReferencePass
+from .fusion_plan import Features, FusionPlan, GivenFaces, ReferencePass, Run
 from .reference import OVERRIDE, POOLED_WIDTH, ReferenceLatent, ReferenceText, reference_features
 
 Options = dict[str, Any]
 BUDGET_MIB = 2048
-CACHE = ReferenceCache(BUDGET_MIB)
+CACHE: ReferenceCache[Features] = ReferenceCache(BUDGET_MIB)
 _numbers = itertools.count()
 _model_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
+class FeatureKey(NamedTuple):
+    """Everything that the features of one reference depend on. level: of noise, None for a clean reference."""
+
+    model: int
+    patches: str
+    hooks: tuple[Any, ...]
+    dtype: str
+    device: str
+    source: str
+    latent: str
+    text: str
+    share: float
+    storage: Storage
+    level: float | None
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the features take memory of the model's device."""
+        return self.storage.place == "model" or self.device == "cpu"
+
+
 def call_features(
     plan: FusionPlan, base: Any, x: Tensor, t: Tensor, context: Tensor | None, y: Tensor | None, options: Options
-) -> tuple[tuple[ReferenceFeatures, ...], ReferenceFeatures | None]:
-    """Features per reference, and of "no face" where the family has them, on the device of x `[B, 4, h, w]`."""
+) -> Run:
+    """Features for one UNet call with x `[B, 4, h, w]`: on its device, or on their way there."""
     faces = plan.faces
     if isinstance(faces, GivenFaces):
         dtype = compute_dtype(base)
         placed = tuple(_placed(plan, one, x.device, dtype) for one in faces.features)
-        return placed, None if faces.negative is None else _placed(plan, faces.negative, x.device, dtype)
+        return Run(placed, None if faces.negative is None else _placed(plan, faces.negative, x.device, dtype))
     text = _text(plan, faces, context, y, options)
     sigma = t.flatten()[:1] if faces.matched else None
     level = None if sigma is None else float(sigma)
     if level is not None:  # another step's features are never asked for again
-        for key in [key for key in plan.kept if key[-1] != level]:
+        for key in [key for key in plan.kept if key.level != level]:
             del plan.kept[key]
     model = (model_number(base), *_weights_state(base), str(compute_dtype(base)), str(x.device))
-    keys = [(*model, faces.source.fingerprint, one.fingerprint, text.fingerprint, level) for one in faces.latents]
+    how = (faces.share, faces.storage, level)
+    keys = [
+        FeatureKey(*model, faces.source.fingerprint, one.fingerprint, text.fingerprint, *how) for one in faces.latents
+    ]
     _run_missing(plan, faces, base, keys, text, sigma, x.device, options)
-    return tuple(plan.kept[key] for key in keys), None
+    found: Any = tuple(plan.kept[key] for key in keys)
+    if faces.storage == AS_COMPUTED:
+        return Run(found)
+    order = [site.path for site in plan.sites if site.path in plan.active]
+    return Run((), ahead=Prefetch(found, order, x.device))
 
 
 def _run_missing(
     plan: FusionPlan,
     faces: ReferencePass,
     base: Any,
-    keys: list[Any],
+    keys: list[FeatureKey],
     text: ReferenceText,
     sigma: Tensor | None,
     device: torch.device,
@@ -59,10 +89,11 @@ def _run_missing(
     for key, one in missing.items():
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-        def compute(one: ReferenceLatent = one) -> ReferenceFeatures:
+        def compute(one: ReferenceLatent = one) -> Features:
             return reference_features(
-                base, one, text, faces.source, plan.sites, sigma=sigma, device=device, override=options.get(OVERRIDE)
-            )
+                base, one, text, faces.source, plan.sites, sigma=sigma, device=device, override=options.get(OVERRIDE),
+                share=faces.share, storage=faces.storage,
+            )  # fmt: skip
 
         plan.kept[key] = compute() if sigma is not None else CACHE.get(key, compute)
         if progress is not None:
@@ -79,13 +110,18 @@ def model_number(base: Any) -> int:
     if base not in _model_numbers:
         number = next(_numbers)
         _model_numbers[base] = number
-        weakref.finalize(base, CACHE.drop, lambda key: key[0] == number)
+        weakref.finalize(base, CACHE.drop, lambda key: key.model == number)
     return _model_numbers[base]
 
 
+def held_bytes(number: int) -> int:
+    """What a model's features take of its device."""
+    return CACHE.num_bytes(lambda key: key.model == number and key.on_device)
+
+
 def free_features(number: int) -> None:
-    """Forgets what belongs to a model that leaves its device."""
-    CACHE.drop(lambda key: key[0] == number)
+    """Forgets what a model that leaves its device has there. Features in RAM stay as long as its weights do."""
+    CACHE.drop(lambda key: key.model == number and key.on_device)
 
 
 def _placed(plan: FusionPlan, features: ReferenceFeatures, device: torch.device, dtype: torch.dtype) -> Any:

@@ -9,6 +9,7 @@ import torch
 from fusion_kit import make_layer, randn
 from torch import Tensor
 
+from attention import prefetch
 from attention.cache import LayerFeatures, ReferenceFeatures
 from attention.fusion import FaceKeys
 from attention.merge import merged
@@ -161,3 +162,68 @@ def test_on_a_cpu_nothing_is_copied() -> None:
     layer = stored(features(), RAM)
     (there,) = begin_copy([layer], CPU)()
     assert there.features.key is layer.features.key
+
+
+# What a GPU would do, on stand-ins for its streams
+
+
+class Gpu:
+    """Streams, events and a layer's tensors that note what happens to them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.device = torch.device("cuda:0")
+        self.tensors = (self,)
+        monkeypatch.setattr(prefetch, "_streams", {})
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream("copying", self.events))
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("computing", self.events))
+
+    def record_stream(self, stream: Stream) -> None:
+        self.events.append(f"memory kept for {stream.name}")
+
+
+class Stream:
+    def __init__(self, name: str, events: list[str]) -> None:
+        self.name, self.events = name, events
+
+    def __enter__(self) -> None:
+        self.events.append(f"enter {self.name}")
+
+    def __exit__(self, *_: object) -> None:
+        self.events.append(f"leave {self.name}")
+
+    def record_event(self) -> str:
+        self.events.append(f"event in {self.name}")
+        return "event"
+
+    def wait_event(self, event: str) -> None:
+        self.events.append(f"{self.name} waits for the {event}")
+
+
+class InRam:
+    device = CPU
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+
+    def to(self, _: torch.device) -> Gpu:
+        self.gpu.events.append("copy")
+        return self.gpu
+
+
+def test_a_gpu_copies_in_a_stream_of_its_own_and_the_layer_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch)
+    arrival = begin_copy([InRam(gpu)], gpu.device)  # type: ignore[list-item]
+    assert gpu.events == ["enter copying", "copy", "leave copying", "event in copying"]
+    gpu.events.clear()
+    assert list(arrival()) == [gpu]
+    assert gpu.events == ["computing waits for the event", "memory kept for computing"]
+
+
+def test_features_in_ram_are_pinned_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self), self)[1])
+    kept = stored(features(), Storage("fp8", "cpu"))
+    assert len(pinned) == len(kept.tensors) == 2 + 4 + 4
