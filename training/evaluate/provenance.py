@@ -33,9 +33,7 @@ def base_files(model: ModelConfig) -> dict[str, str]:
     """
     path = Path(model.base).expanduser()
     if not path.exists():
-        raise ValueError(
-            f"model.base: {model.base} does not exist; give a diffusers folder or a .safetensors file"
-        )
+        raise ValueError(f"model.base: {model.base} does not exist; give a diffusers folder or a .safetensors file")
     files = {path.name: path} if path.is_file() else {}
     folders = {part: path / part for part in PARTS}
     if model.vae is not None:
