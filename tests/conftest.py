@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "tests" / "host"))  # last, so that nothing there can
 
 import comfy_host  # noqa: E402
 import cpu_torch  # noqa: E402
+import face_pack  # noqa: E402
 import live_server  # noqa: E402
 import small_models as small_models_module  # noqa: E402
 
@@ -69,6 +70,12 @@ def pack(comfyui: comfy_host.Host) -> comfy_host.Pack:
 def small_models(comfyui_base: Path) -> small_models_module.SmallModels:
     """Random-weight checkpoints in the session's models folder; the `load_` methods also need `comfyui`."""
     return small_models_module.SmallModels(comfyui_base / "models")
+
+
+@pytest.fixture(scope="session")
+def face_models(assets: Path, comfyui_base: Path) -> Path:
+    """models/insightface of the session's base directory, with the test pack in it."""
+    return face_pack.copy_face_pack(comfyui_base / "models", assets)
 
 
 @pytest.fixture(scope="session")

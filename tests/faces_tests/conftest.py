@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,14 +133,6 @@ def yunet_encoder(assets: Path) -> FaceEncoder:
 def tight_portraits(assets: Path) -> dict[str, np.ndarray]:
     paths = sorted((assets / "faces" / "sfhq_crops").glob("*.jpg"))
     return {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in paths}
-
-
-@pytest.fixture(scope="session")
-def face_models(assets: Path, comfyui_base: Path) -> Path:
-    """The test pack where users put packs: models/insightface/models."""
-    root = comfyui_base / "models" / "insightface"
-    shutil.copytree(assets / "insightface" / "models", root / "models", dirs_exist_ok=True)
-    return root
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from demo import choose_pack, link
+from demo import choose_pack
+from face_pack import PACK, copy_face_pack
 from live_server import LiveServer
 from PIL import Image
 from small_models import SmallModels
 
 LAYOUT = "sd15_full"
-PACK = "test_pack"
 
 
 def put_photos(server: LiveServer, assets: Path, photos: dict[str, str]) -> None:
@@ -23,10 +23,8 @@ def put_photos(server: LiveServer, assets: Path, photos: dict[str, str]) -> None
 
 
 def put_face_pack(server: LiveServer, assets: Path) -> str:
-    """Links the test pack into the server's models; returns its entry in the drop-down."""
-    place = server.base / "models" / "insightface" / "models" / PACK
-    if not place.exists():
-        link(assets / "insightface" / "models" / PACK, place)
+    """Puts the test pack into the server's models; returns its entry in the drop-down."""
+    copy_face_pack(server.base / "models", assets)
     return choose_pack(server, PACK)
 
 

@@ -12,6 +12,7 @@ from guidance_files import clip_vision_vit_l, clip_with_projection, guidance_for
 from guidance_lab import write_guidance
 from live_server import PromptError
 from PIL import Image
+from stand_ins import put_face_pack
 from workflow_forms import with_inputs
 
 from attention.guidance_settings import PAPER_TOWERS
@@ -96,28 +97,17 @@ def test_the_report_says_what_was_done(server, files):
 
 @pytest.mark.assets
 def test_a_face_reaches_the_picture_over_http(server, files, assets):
-    packs = server.base / "models" / "insightface" / "models"
-    packs.mkdir(parents=True, exist_ok=True)
-    if not (packs / "test_pack").exists():
-        (packs / "test_pack").symlink_to(assets / "insightface" / "models" / "test_pack", target_is_directory=True)
+    encoder = {"face_pack": put_face_pack(server, assets), "provider": "auto", "det_size": 640}
     pictures = []
     for photo in sorted((assets / "faces" / "sfhq_crops").glob("syn*"))[:2]:
         api = without(prompt(files, alpha=1.0, text="", identity=["22", 0]), "clip")
         api |= {
             "20": {"class_type": "LoadImage", "inputs": {"image": server.upload_image(photo)}},
-            "21": {"class_type": "LoadIdentityEncoder", "inputs": encoder_inputs(server)},
+            "21": {"class_type": "LoadIdentityEncoder", "inputs": encoder},
             "22": {"class_type": "FaceEmbed", "inputs": face_embed_inputs(server)},
         }
         pictures.append(run(server, api)[0])
     assert np.abs(pictures[0] - pictures[1]).max() > 2
-
-
-def encoder_inputs(server) -> dict[str, Any]:
-    """The test pack by its entry in the drop-down, which also names its licence."""
-    choices = server.object_info("LoadIdentityEncoder")["input"]["required"]["face_pack"]
-    options = choices[0] if isinstance(choices[0], list) else choices[1]["options"]
-    entry = next(option for option in options if option.startswith("test_pack"))
-    return {"face_pack": entry, "provider": "auto", "det_size": 640}
 
 
 def face_embed_inputs(server) -> dict[str, Any]:

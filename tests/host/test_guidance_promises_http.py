@@ -14,6 +14,7 @@ from guidance_client import FACE, Client, write_pictures
 from guidance_files import clip_vision_vit_l, clip_with_projection, guidance_for, prior_vit_l
 from guidance_lab import IDENTITY_LINEAR, write_guidance
 from live_server import PromptError, start_server
+from stand_ins import put_face_pack
 
 from attention.guidance import hybrid_guidance
 from attention.guidance_settings import Tower
@@ -35,17 +36,11 @@ def client(comfyui_checkout, comfyui_base, small_models, assets, tmp_path_factor
     prior_vit_l(models)
     guidance_for(models, face_width=FACE)
     small_models.vae()
-    packs = models / "insightface" / "models"
-    packs.mkdir(parents=True, exist_ok=True)
-    if not (packs / "test_pack").exists():
-        (packs / "test_pack").symlink_to(assets / "insightface" / "models" / "test_pack", target_is_directory=True)
     write_pictures(base / "input", assets)
     unet = small_models.unet("sd15_tiny").name
     server = start_server(comfyui_checkout, base, ROOT)
     try:
-        kind, *rest = server.object_info("LoadIdentityEncoder")["input"]["required"]["face_pack"]
-        options = kind if isinstance(kind, list) else rest[0]["options"]
-        yield Client(server, next(option for option in options if option.startswith("test_pack")), unet)
+        yield Client(server, put_face_pack(server, assets), unet)
     finally:
         server.stop()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from guidance_files import clip_vision_vit_l, clip_with_projection, guidance_for
 from PIL import Image
+from stand_ins import put_face_pack
 from workflow_forms import with_inputs
 
 pytestmark = [pytest.mark.host, pytest.mark.assets]
@@ -31,10 +32,6 @@ SIZE = 64
 def stand_ins(server, small_models, assets) -> dict[str, dict[str, Any]]:
     """Inputs by node class that make an example run here and now."""
     models = server.base / "models"
-    packs = models / "insightface" / "models"
-    packs.mkdir(parents=True, exist_ok=True)
-    if not (packs / "test_pack").exists():
-        (packs / "test_pack").symlink_to(assets / "insightface" / "models" / "test_pack", target_is_directory=True)
     for name, photo in PHOTOS.items():
         image = Image.open(assets / "faces" / "sfhq_crops" / f"{photo}.jpg")
         # The photo that sampling starts from sets the size of the run.
@@ -43,17 +40,11 @@ def stand_ins(server, small_models, assets) -> dict[str, dict[str, Any]]:
         "CheckpointLoaderSimple": {"ckpt_name": small_models.checkpoint("sd15_tiny").name},
         "CLIPVisionLoader": {"clip_name": clip_vision_vit_l(models).name},
         "CLIPLoader": {"clip_name": clip_with_projection(small_models).name},
-        "LoadIdentityEncoder": {"face_pack": _pack_entry(server)},
+        "LoadIdentityEncoder": {"face_pack": put_face_pack(server, assets)},
         "HybridGuidance": {"guidance": guidance_for(models, face_width=128).name},
         "EmptyLatentImage": {"width": SIZE, "height": SIZE},
         "KSampler": {"steps": 1, "cfg": 1.0},
     }
-
-
-def _pack_entry(server) -> str:
-    kind, *rest = server.object_info("LoadIdentityEncoder")["input"]["required"]["face_pack"]
-    options = kind if isinstance(kind, list) else rest[0]["options"]
-    return next(option for option in options if option.startswith("test_pack"))
 
 
 def run(server, name: str, stand_ins: dict[str, dict[str, Any]]) -> tuple[np.ndarray, dict[str, Any]]:
