@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .bars import BARS, Bars
+from .quality import FORMS
 from .scene import Scene
 
 TRAINING_FREE = "training-free"
@@ -20,22 +22,6 @@ class Case:
     patch: Callable[[Scene], Any]
     bar: float | None = None
     against: str = ""
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Issue 7's bars for a family and device; None where it names none."""
-
-    full: float | None = None
-    half: float | None = None
-    person: float | None = None
-
-
-BARS = {
-    ("sd15", "cuda"): Bars(full=1.12, half=1.05, person=1.02),
-    ("sd15", "cpu"): Bars(full=1.35, half=1.12, person=1.04),
-    ("sdxl", "cuda"): Bars(half=1.06, person=1.02),  # its 512 px reference is half of 1024
-}
 
 
 def cases(scene: Scene, device: str) -> list[Case]:
@@ -72,6 +58,7 @@ def cases(scene: Scene, device: str) -> list[Case]:
         Case("mode", "matched: noised anew at every step", one(timestep="matched")),
         Case("mode", "training-free, clean", free),
         Case("mode", "training-free, matched", one(adapter=TRAINING_FREE, timestep="matched")),
+        *(Case("form", f"1 reference of {size} px, {name}", one(**form)) for name, form in FORMS.items()),
         Case("strength 0", "strength 0", one(strength=0.0), 1.0),
     ]
 

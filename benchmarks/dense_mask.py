@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .bars import DENSE_BAR
 from .measure import clock, interleaved
 from .scene import Scene
 
@@ -30,7 +31,7 @@ def compare(scene: Scene, rounds: int, reference: int, progress: Callable[[str],
             ways = {"split": timed(split, scene.device), "dense": timed(dense, scene.device)}
             timings = interleaved(ways, rounds, scene.device, progress)
         gains = timings["dense"].ratios(timings["split"])
-        rows.append({"kernel": kernel, "reference_px": reference, "gains": gains, "bar": 1.5})
+        rows.append({"kernel": kernel, "reference_px": reference, "gains": gains, "bar": DENSE_BAR})
     return rows
 
 

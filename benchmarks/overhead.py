@@ -12,6 +12,7 @@ benchmarks/results. With FUSEDID_PEERS naming a folder with ComfyUI_IPAdapter_pl
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 
-from . import dense_mask, peers
+from . import dense_mask, floor, peers, quality
+from .bars import PEER_BAR
 from .cases import Case, cases
 from .measure import MIB, Timing, interleaved, machine, spread
 from .results import row_of, table, verdict, write
@@ -30,8 +32,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULTS = {"cpu": [("sd15_full", 256)], "cuda": [("sd15", 512), ("sdxl", 1024)]}
 TRAINED = {"sdxl": 1024}  # reference side an adapter of the family is trained at; else that of the picture
 PEER = "IPAdapter_plus FaceID"
-PEER_BAR = 1.05
-GROUPS = ("references", "size", "people", "mode", "strength 0", "peers", "growth", "passes", "mask")
+GROUPS = ("references", "size", "people", "mode", "form", "strength 0", "peers", "growth", "passes", "mask", "quality")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,10 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         pack = start_host(options.comfyui, Path(base), options.device)
         measured = [_model(pack, layout, options.size or size, options) for layout, size in models]
         result = {"machine": machine(options.device), "host": f"ComfyUI {pack.host.version}", "models": measured}
+    if (reason := _why_no_gpu(options.device)) is not None:
+        result["gpu_bars"] = [{**dataclasses.asdict(one), "measured": reason} for one in floor.gpu_floors()]
     print(table(result))
+    if reason is not None:
+        print("\n".join(floor.gpu_table(reason)))
     for path in write(result, options.out, f"overhead-{options.device}-{'-'.join(layout for layout, _ in models)}"):
         print(f"wrote {path}")
     return 0
+
+
+def _why_no_gpu(device: str) -> str | None:
+    """Why the bars for a GPU were not measured, or None where they were."""
+    if device == "cuda":
+        return None
+    return "not measured: --device cpu" if torch.cuda.is_available() else "not measured: no CUDA here"
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,10 +104,12 @@ def _model(pack: Any, layout: str, size: int, options: argparse.Namespace) -> di
         notes += _passes(scene)
     if "mask" in options.rows:
         notes += _dense(scene, options)
+    lost = quality.compare(scene, size, _say) if "quality" in options.rows else []
     numbers = pack.submodule("nodes.reference_cache").compute_dtype(scene.model.model)
     return {
         "layout": layout, "size": size, "dtype": str(numbers).removeprefix("torch."), "kernel": _kernel(),
         "rounds": options.rounds, "unpatched_s": timings["unpatched"].median, "rows": rows, "notes": notes,
+        "quality": lost, "quality_lines": quality.lines(lost, size) if lost else [],
     }  # fmt: skip
 
 

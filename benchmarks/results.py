@@ -47,6 +47,7 @@ def _model_table(model: dict[str, Any]) -> list[str]:
         cells = (row["name"], f"{row['ratio']:.3f}", f"{row['noise']:.3f}", flops, bar, row["verdict"], held, peak)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"* {note}" for note in model["notes"]), ""]
+    lines += [*model["quality_lines"], ""] if model["quality_lines"] else []
     return lines
 
 

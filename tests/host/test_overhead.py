@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from attention.cache import MIB
-from benchmarks import dense_mask, overhead
+from benchmarks import dense_mask, overhead, quality
 from benchmarks.cases import cases
 from benchmarks.measure import interleaved
 from benchmarks.results import verdict
@@ -128,6 +128,8 @@ def test_the_command_measures_and_writes_what_it_printed(comfyui_checkout: Path,
     assert done.returncode == 0, done.stderr
     (data,), (plot,) = tmp_path.glob("*.json"), tmp_path.glob("*.svg")
     (model,) = json.loads(data.read_text())["models"]
+    assert len(json.loads(data.read_text()).get("gpu_bars", [])) in (0, 8)
+    assert "| SDXL 1024 px, 1 reference of 512 px | <= 1.06 x | 1.014 x | not measured: " in done.stdout
     names = [row["name"] for row in model["rows"]]
     assert names == ["1 reference of 128 px", "1 reference of 64 px", "1 reference of 32 px", "strength 0"]
     assert all(f"| {row['name']} | {row['ratio']:.3f} |" in done.stdout for row in model["rows"])
@@ -144,3 +146,34 @@ def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit):
             overhead.main(wrong)
         assert said in capsys.readouterr().err
+
+
+def test_without_cuda_every_gpu_bar_is_shown_as_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert overhead._why_no_gpu("cpu") == "not measured: no CUDA here"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert overhead._why_no_gpu("cpu") == "not measured: --device cpu"
+    assert overhead._why_no_gpu("cuda") is None
+
+
+def test_every_case_of_the_issue_is_a_row(scene: Scene) -> None:
+    for device in ("cpu", "cuda"):
+        names = " | ".join(case.name for case in cases(scene, device))
+        for wanted in ("1 reference of", "2 references", "4 references", "8 references", "1 routed", "2 routed",
+                       "3 routed", "4 routed", "of 128 px", "decoupled", "matched", "training-free", "strength 0",
+                       "fp8", "in RAM", "half of the tokens"):  # fmt: skip
+            assert wanted in names
+
+
+@pytest.mark.slow
+def test_cheaper_forms_are_measured_against_the_usual_one(scene: Scene) -> None:
+    """Random weights: orders of magnitude. docs/speed.md has the table."""
+    rows = {row["form"]: row for row in quality.compare(scene, scene.size, lambda _: None)}
+    assert rows["keys and values in RAM"]["layer_max"] == rows["keys and values in RAM"]["prediction"] == 0.0
+    assert rows["fp8 keys and values"]["layer_max"] < 0.02
+    merged = [
+        rows[name]["layer_mean"] for name in ("3/4 of the tokens", "half of the tokens", "a quarter of the tokens")
+    ]
+    assert 0.0 < merged[0] < merged[1] < merged[2] < 0.03
+    assert all(row["cosine"] > 0.999 and row["of_face"] < 0.05 for row in rows.values())
+    assert len(quality.lines([*rows.values()], scene.size)) == 4 + len(rows)
