@@ -17,8 +17,8 @@ from tiny_models import tiny_text
 from faces.encoder import FaceEncoder
 from training.evaluate.clip_score import ClipScorer
 from training.evaluate.config import PeopleConfig, Protocol, ScorerConfig
-from training.evaluate.deepface import WORKER, measure_distances
 from training.evaluate.drawing import write_picture
+from training.evaluate.face_distances import WORKER, measure_distances
 from training.evaluate.people import Subject, groups, load_people
 from training.evaluate.plan import Job, make_row, plan_row
 from training.people import open_pack

@@ -16,6 +16,7 @@ def main() -> None:
     """Answers until the input ends."""
     answers = sys.stdout
     sys.stdout = sys.stderr  # what deepface and TensorFlow print must not come between the answers
+    del sys.path[0]  # this folder: its modules must not stand in for libraries of the same name
     from deepface import DeepFace
 
     answers.write(json.dumps({"deepface": version("deepface")}) + "\n")

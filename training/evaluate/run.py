@@ -21,8 +21,8 @@ from training.sample import TRAINING_FREE, Studio, open_studio
 from .aggregate import by_row, comparisons, row_results
 from .clip_score import ClipScorer
 from .config import Protocol
-from .deepface import Distances, measure_distances
 from .drawing import draw_row, is_drawn, read_drawn, seconds_of, time_references, with_row
+from .face_distances import Distances, measure_distances
 from .people import Cast, likeness_scale, load_people
 from .plan import Job, Row, check_slugs, make_row, plan_row
 from .provenance import (
