@@ -74,6 +74,11 @@ class TextSlot:
         self._previous = previous
         self._added = list(added)
 
+    @property
+    def only_routes_text(self) -> bool:
+        """Whether the output is `text_attention`'s, with nothing of another pack's in it."""
+        return self._previous is None and not self._added
+
     def add(self, callback: Callable[..., Tensor], **options: Any) -> None:
         """`callback(out, q, k, v, extra_options, **options)` is added between `sigma_end` and `sigma_start`."""
         self._added.append((callback, options))

@@ -74,7 +74,8 @@ class Slot:
 
     def _own(self, q: Tensor, k: Tensor, v: Tensor, extra_options: Options) -> Tensor:
         ours = self._replacement(q, k, v, extra_options)
-        if self._previous is None:
+        # A predecessor that only routes text is what `plain` computes: the order of the two nodes changes no bit.
+        if self._previous is None or getattr(self._previous, "only_routes_text", False):
             return self._plain(q, k, v, extra_options) if ours is None else ours
         before = self._previous(q, k, v, extra_options)
         if ours is None:
