@@ -1,7 +1,8 @@
 """Runs FusedID's tests and its demo in an environment of their own; needs nothing but Python.
 
     python dev.py test [pytest arguments]              lint, types and tests in .venv
-    python dev.py demo --comfyui PATH [--photo FILE]   a picture from the real ComfyUI server
+    python dev.py demo [--photo FILE]                  a real face through the shipped miniature, one sheet
+    python dev.py demo --comfyui PATH [--photo FILE]   the same through the real ComfyUI server
     python dev.py workflows --comfyui PATH             rewrites example_workflows from its API forms
     python dev.py subgraphs --comfyui PATH             rewrites the blueprints of the node library
     python dev.py contract --comfyui PATH              promises new nodes and inputs; refuses a broken promise
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--python", type=Path, help="use this interpreter as it is and install nothing")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("test", help="ruff, mypy and pytest; further arguments go to pytest", add_help=False)
-    commands.add_parser("demo", help="one picture through the real server; see demo --help", add_help=False)
+    commands.add_parser("demo", help="a real face through the shipped miniature; see demo --help", add_help=False)
     commands.add_parser("workflows", help="UI forms of the examples; see workflows --help", add_help=False)
     commands.add_parser("subgraphs", help="blueprints of the node library; see subgraphs --help", add_help=False)
     commands.add_parser("contract", help="what saved workflows rely on; see contract --help", add_help=False)

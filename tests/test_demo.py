@@ -23,9 +23,10 @@ def pack_in(root: Path, *parts: str) -> Path:
 
 
 def test_missing_checkout_is_explained(tmp_path):
-    for given in (None, tmp_path):
-        with pytest.raises(SystemExit, match="must be a ComfyUI checkout"):
-            demo.find_checkout(given)
+    with pytest.raises(SystemExit, match="must be a ComfyUI checkout"):
+        demo.find_checkout(tmp_path)
+    with pytest.raises(SystemExit, match="belong to --comfyui"):
+        demo.without_comfyui(demo.parse(["--checkpoint", "model.safetensors"]))
 
 
 def test_face_models_of_the_checkout_come_first(tmp_path, monkeypatch):
@@ -58,7 +59,7 @@ def test_given_files_are_linked_under_their_names(tmp_path, options):
         place.write_text(name)
         setattr(options, name, place)
     names = demo.base_models(tmp_path / "base", options)
-    assert names == ("checkpoint.safetensors", "adapter.safetensors", demo.FULL_SIDE)
+    assert names == ("checkpoint.safetensors", "adapter.safetensors")
     assert (tmp_path / "base" / "models" / "checkpoints" / names[0]).read_text() == "checkpoint"
     assert (tmp_path / "base" / "models" / "fusedid" / names[1]).read_text() == "adapter"
 

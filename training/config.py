@@ -62,8 +62,8 @@ class ReferenceConfig(Config):
     text: Literal["empty", "positive"] = "empty"
     """Prompt of the reference pass."""
     remember: bool = False
-    """Keep what the reference pass gives in memory (22 MiB per picture and variant for SD1.5 at 512 px) instead of
-    repeating it every epoch. Needs `data.variants`, and a pass that is always the same: clean, with the empty prompt."""
+    """Keep what the reference pass gives in memory (22 MiB per picture and variant for SD1.5 at 512 px) and do
+    not repeat it every epoch. Needs `data.variants` and a pass that never changes: clean, with the empty prompt."""
     length: Literal["balanced", "paper"] = "balanced"
     """Length term of METHOD 1.1."""
     combine: Literal["fused", "decoupled"] = "fused"

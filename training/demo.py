@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_sheet(options: argparse.Namespace) -> tuple[Path, str]:
-    """Draws and writes the sheet; returns its path and the report. Raises ValueError for what the user can put right."""
+    """Draws and writes the sheet; returns its path and the report. Raises ValueError where the user can help."""
     started = time.monotonic()
     encoder = open_scorer(options)
     photo = astronaut() if options.photo is None else read_picture(options.photo)

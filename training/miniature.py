@@ -37,7 +37,7 @@ SIDE = 128
 """Pixels of a picture of one person."""
 
 
-def pack(base: Path, adapters: Mapping[str, Path], out: Path) -> Path:
+def pack(base: Path, adapters: Mapping[str, Path], out: Path, *, license_: str = "CC0-1.0") -> Path:
     """Writes `out`: the base folder's UNet and VAE in 8 bits, and the adapters as they are."""
     from diffusers import AutoencoderTiny, UNet2DConditionModel
 
@@ -51,6 +51,7 @@ def pack(base: Path, adapters: Mapping[str, Path], out: Path) -> Path:
     layout = {
         "fusedid.format": FORMAT,
         "fusedid.kind": "base",
+        "fusedid.license": license_,
         "fusedid.multipliers": json.dumps([width // 320 for width in unet.config["block_out_channels"]]),
         "fusedid.layers": str(unet.config["layers_per_block"]),
         "fusedid.prediction": scheduler["prediction_type"],
@@ -137,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     into = commands.add_parser("pack", help="a trained base and its adapters into the shipped form")
     into.add_argument("--base", required=True, help="base folder of the denoiser run")
     into.add_argument("--adapter", action="append", default=[], metavar="NAME=FILE", help="once per adapter")
+    into.add_argument("--license", default="CC0-1.0", help="licence of the weights (default: CC0-1.0)")
     into.add_argument("--out", default=str(SHIPPED))
     return made
 
@@ -150,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.info("wrote %s", unpack(Path(options.out).expanduser()))
         else:
             adapters = dict(_pair(text) for text in options.adapter)
-            logger.info("wrote %s", pack(Path(options.base).expanduser(), adapters, Path(options.out).expanduser()))
+            base, out = Path(options.base).expanduser(), Path(options.out).expanduser()
+            logger.info("wrote %s", pack(base, adapters, out, license_=options.license))
     except ValueError as error:
         logger.error("%s", error)
         return 2

@@ -1,6 +1,8 @@
-"""`python dev.py demo --comfyui PATH`: the one-person workflow through the real server, on a real face photo.
+"""`python dev.py demo`: the shipped miniature on a real face photo; with `--comfyui PATH` through the real server.
 
-Everything happens in a temp base directory with links to the files given; the checkout is only read.
+Without ComfyUI `training/demo.py` draws the sheet. With it the template *miniature* does, or with `--checkpoint` and
+`--adapter` the template *one_person* on those files. Everything happens in a temp base directory with links to the
+files given; the checkout is only read.
 """
 
 from __future__ import annotations
@@ -20,14 +22,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import cpu_torch  # noqa: E402
 from comfy_host import comfyui_version, make_base  # noqa: E402
 from live_server import LiveServer, start_server  # noqa: E402
-from small_models import SmallModels  # noqa: E402
 from workflow_forms import Api, with_inputs  # noqa: E402
 
-LAYOUT = "sd15_full"
-SMALL_SIDE, FULL_SIDE = 192, 512
+SIDE = 512
 RUN_SECONDS = 3600.0
+MINIATURE_PANELS = (
+    "Without identity",
+    "Strength 0.5",
+    "Strength 1",
+    "Strength 2",
+    "A made-up person",
+    "Both, routed",
+)
+MINIATURE, MINIATURE_ADAPTER = "fusedid_mini.safetensors", "fusedid_mini_fused.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +48,26 @@ class DemoFiles:
     adapter: str
     face_pack: str
     photo: str
-    side: int
+
+    @property
+    def workflow(self) -> str:
+        """The template that shows these files."""
+        return "miniature" if self.checkpoint == MINIATURE else "one_person"
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; returns the exit status. SystemExit explains what is missing."""
     options = parse(argv)
+    cpu_torch.install()  # the development environment may hold a torchvision that does not load
+    if options.comfyui is None:
+        return without_comfyui(options)
     checkout = find_checkout(options.comfyui)
     with tempfile.TemporaryDirectory(prefix="fusedid-demo-", ignore_cleanup_errors=True) as folder:
         base = make_base(Path(folder))
-        link(find_face_models(checkout, options.face_pack_root), base / "models" / "insightface")
+        faces = find_face_models(checkout, options.face_pack_root)
+        link(faces, base / "models" / "insightface")
+        checkpoint, adapter = base_models(base, options)
         say(f"Starting ComfyUI {comfyui_version(checkout)} on CPU ...")
-        checkpoint, adapter, side = base_models(base, options)
         server = start_server(checkout, base, ROOT)
         try:
             files = DemoFiles(
@@ -57,28 +75,65 @@ def main(argv: Sequence[str]) -> int:
                 adapter=adapter,
                 face_pack=choose_pack(server, options.face_pack),
                 photo=server.upload_image(photo_file(options.photo, base), name="photo.png"),
-                side=side,
             )
-            image, report, seconds = run_one_person(server, files)
+            started = time.monotonic()
+            images, report = run_workflow(server, files)
+            seconds = time.monotonic() - started
         finally:
             server.stop()
     options.out.mkdir(parents=True, exist_ok=True)
-    place = options.out / "one_person.png"
-    place.write_bytes(image)
+    place = options.out / f"{files.workflow}_comfyui.png"
+    if files.workflow == "miniature":
+        save_sheet(images, options, faces, place)
+    else:
+        place.write_bytes(images["Save Image"])
     say(f"{report}\nPicture after {seconds:.0f} s: {place.resolve()}")
-    if not options.checkpoint or not options.adapter:
-        say("Random weights were used: the picture is noise. Give --checkpoint and --adapter for a real one.")
     return 0
+
+
+def without_comfyui(options: argparse.Namespace) -> int:
+    """The sheet by diffusers alone."""
+    from training.demo import main as draw
+
+    if options.checkpoint or options.adapter:
+        raise SystemExit("--checkpoint and --adapter belong to --comfyui PATH; python -m training.sample takes others")
+    words = ["--out", str(options.out)]
+    words += ["--photo", str(options.photo)] if options.photo else []
+    words += ["--face-pack", options.face_pack] if options.face_pack else []
+    roots = [options.face_pack_root] if options.face_pack_root else with_face_models(places_of_faces(None))
+    return draw([*words, *(word for root in roots for word in ("--face-pack-root", str(root)))])
+
+
+def save_sheet(images: dict[str, bytes], options: argparse.Namespace, faces: Path, place: Path) -> None:
+    """The miniature's pictures on one sheet, as the demo without ComfyUI arranges them, with scores."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from training.demo import Panel, astronaut, found_face, open_scorer, scored, sheet
+    from training.people import read_picture
+
+    encoder = open_scorer(argparse.Namespace(face_pack=options.face_pack, face_pack_root=[faces]))
+    face = found_face(astronaut() if options.photo is None else read_picture(options.photo), encoder)
+    panels = [Panel(face, "reference")]
+    for title in MINIATURE_PANELS:
+        picture = np.asarray(Image.open(io.BytesIO(images[title])).convert("RGB"))
+        shown = picture[:, : picture.shape[0]]  # of the routed one the photo's person, on the left
+        label = title if title == "A made-up person" else scored(title, face, shown, encoder)
+        panels.append(Panel(picture, label))
+    sheet(panels).save(place)
+    say("\n".join(f"  {panel.label}" for panel in panels))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The demo's own command line."""
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout; only read")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout; only read (default: without ComfyUI)")
     parser.add_argument("--photo", type=Path, help="a photo with a face (default: the astronaut of scikit-image)")
     parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder for the picture (default: demo)")
-    parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint (default: small random weights)")
-    parser.add_argument("--adapter", type=Path, help="a FusedID adapter (default: random weights)")
+    parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint, with --comfyui (default: the miniature)")
+    parser.add_argument("--adapter", type=Path, help="a FusedID adapter for it (default: the miniature's)")
     parser.add_argument("--face-pack", help="name of the face pack (default: the first one found)")
     parser.add_argument("--face-pack-root", type=Path, help="folder with models/<pack>/*.onnx")
     return parser.parse_args(argv)
@@ -93,12 +148,10 @@ def find_checkout(given: Path | None) -> Path:
 
 def find_face_models(checkout: Path, given: Path | None) -> Path:
     """A folder with face packs, or with OpenCV's YuNet as an emergency."""
-    assets = Path(os.environ.get("FUSEDID_ASSETS", ROOT.parent / "shared" / "assets"))
-    places = [checkout / "models" / "insightface", ROOT / "models" / "insightface", assets / "insightface"]
-    for place in [given] if given else places:
-        if list(place.glob("models/*/*.onnx")) or list(place.glob("models/*/*/*.onnx")) or list(place.glob("*.onnx")):
-            return place.resolve()
-    looked = "\n  ".join(str(place) for place in ([given] if given else places))
+    places = [given] if given else places_of_faces(checkout)
+    if found := with_face_models(places):
+        return found[0].resolve()
+    looked = "\n  ".join(str(place) for place in places)
     raise SystemExit(
         f"no face models found in\n  {looked}\nThe demo needs a detector and a recogniser. Either put a pack such as "
         "buffalo_l (non-commercial research only) into models/insightface/models/buffalo_l, or OpenCV's YuNet and "
@@ -106,19 +159,33 @@ def find_face_models(checkout: Path, given: Path | None) -> Path:
     )
 
 
-def base_models(base: Path, options: argparse.Namespace) -> tuple[str, str, int]:
-    """Names of checkpoint and adapter in the base directory, and the picture's side in pixels."""
-    small = SmallModels(base / "models")
+def places_of_faces(checkout: Path | None) -> list[Path]:
+    """Where face packs are looked for: ComfyUI's models, this folder's, the development files."""
+    assets = Path(os.environ.get("FUSEDID_ASSETS", ROOT.parent / "shared" / "assets"))
+    own = [ROOT / "models" / "insightface", assets / "insightface"]
+    return own if checkout is None else [checkout / "models" / "insightface", *own]
+
+
+def with_face_models(places: Sequence[Path]) -> list[Path]:
+    """Those of the places that hold a face pack."""
+    patterns = ("models/*/*.onnx", "models/*/*/*.onnx", "*.onnx")
+    return [place for place in places if any(list(place.glob(pattern)) for pattern in patterns)]
+
+
+def base_models(base: Path, options: argparse.Namespace) -> tuple[str, str]:
+    """Names of checkpoint and adapter in the base directory."""
     if bool(options.checkpoint) != bool(options.adapter):
         raise SystemExit("--checkpoint and --adapter belong together: an adapter fits the base model it was made for")
     if not options.checkpoint:
-        say("Making small models with random weights ...")
-        return small.checkpoint(LAYOUT).name, small.adapter(LAYOUT).name, SMALL_SIDE
+        from training.miniature import unpack
+
+        unpack(base / "models")
+        return MINIATURE, MINIATURE_ADAPTER
     for path, folder in ((options.checkpoint, "checkpoints"), (options.adapter, "fusedid")):
         if not path.is_file():
             raise SystemExit(f"there is no file {path}")
         link(path.resolve(), base / "models" / folder / path.name)
-    return options.checkpoint.name, options.adapter.name, FULL_SIDE
+    return options.checkpoint.name, options.adapter.name
 
 
 def photo_file(given: Path | None, base: Path) -> Path:
@@ -152,28 +219,33 @@ def combo_choices(spec: Sequence[Any]) -> list[str]:
     return list(spec[0]) if isinstance(spec[0], list) else list(spec[1]["options"])
 
 
-def run_one_person(server: LiveServer, files: DemoFiles) -> tuple[bytes, str, float]:
-    """Runs example_workflows/api/one_person.json on these files; returns PNG bytes, the report, seconds."""
-    workflow = json.loads((ROOT / "example_workflows" / "api" / "one_person.json").read_text(encoding="utf-8"))
-    started = time.monotonic()
-    outputs = server.queue(filled(workflow, files), timeout=RUN_SECONDS)["outputs"]
-    (image,) = next(output["images"] for key, output in outputs.items() if is_a(workflow[key], "SaveImage"))
-    reports = [output["text"][0] for key, output in outputs.items() if is_a(workflow[key], "PreviewAny")]
-    return server.view(image), "\n".join(reports), time.monotonic() - started
+def run_workflow(server: LiveServer, files: DemoFiles) -> tuple[dict[str, bytes], str]:
+    """Runs the template on these files; returns the saved PNGs by their node's title, and the report."""
+    place = ROOT / "example_workflows" / "api" / f"{files.workflow}.json"
+    workflow = filled(json.loads(place.read_text(encoding="utf-8")), files)
+    outputs = server.queue(workflow, timeout=RUN_SECONDS)["outputs"]
+    images, reports = {}, []
+    for key, output in outputs.items():
+        title = workflow[key].get("_meta", {}).get("title", "Save Image")
+        if is_a(workflow[key], "SaveImage"):
+            (image,) = output["images"]
+            images[title] = server.view(image)
+        elif is_a(workflow[key], "PreviewAny"):
+            reports += output["text"]
+    return images, "\n".join(reports)
 
 
 def filled(workflow: Api, files: DemoFiles) -> Api:
-    """The example workflow on other files and at another size."""
-    return with_inputs(
-        workflow,
-        {
-            "CheckpointLoaderSimple": {"ckpt_name": files.checkpoint},
-            "LoadImage": {"image": files.photo},
-            "LoadIdentityEncoder": {"face_pack": files.face_pack},
-            "FusedIDAttentionPatch": {"adapter": files.adapter},
-            "EmptyLatentImage": {"width": files.side, "height": files.side},
-        },
-    )
+    """The template on other files, and one_person at the size of the checkpoint."""
+    inputs: dict[str, dict[str, Any]] = {
+        "CheckpointLoaderSimple": {"ckpt_name": files.checkpoint},
+        "LoadImage": {"image": files.photo},
+        "LoadIdentityEncoder": {"face_pack": files.face_pack},
+        "FusedIDAttentionPatch": {"adapter": files.adapter},
+    }
+    if files.workflow == "one_person":
+        inputs["EmptyLatentImage"] = {"width": SIDE, "height": SIDE}
+    return with_inputs(workflow, inputs)
 
 
 def is_a(entry: dict[str, Any], class_type: str) -> bool:

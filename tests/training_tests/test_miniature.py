@@ -1,0 +1,113 @@
+"""The miniature that ships: small, whole, readable by everything that reads models, and it keeps a face."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attention.adapter import load_adapter
+from attention.files import read_header
+from training import demo, sample
+from training.base import load_base
+from training.config import ModelConfig
+from training.draw import DrawOptions
+from training.miniature import ADAPTER_PREFIX, BASE_FILE, CHECKPOINT, SHIPPED, SIDE, load_miniature, main, pack, unpack
+from training.people import open_pack
+from training.pictures import likeness
+from training.quantise import quantised, restored
+from training.references import Person
+
+ADAPTER = SHIPPED / f"{ADAPTER_PREFIX}fused.safetensors"
+MIB = 2**20
+
+
+def test_eight_bits_are_off_by_at_most_half_a_step():
+    generator = torch.Generator().manual_seed(0)
+    weights = {"conv": torch.randn(64, 32, 3, 3, generator=generator), "zero": torch.zeros(128, 64)}
+    weights["conv"] *= torch.logspace(-3, 1, 64)[:, None, None, None]
+    weights["bias"] = torch.randn(64, generator=generator)
+    packed = quantised(weights)
+    assert packed["conv"].dtype == torch.int8 and packed["bias"].dtype == torch.float16
+    back = restored(packed)
+    assert back.keys() == weights.keys()
+    step = weights["conv"].flatten(1).abs().amax(1)[:, None, None, None] / 127
+    assert bool(((back["conv"] - weights["conv"]).abs() <= 0.5001 * step).all())
+    assert not back["zero"].any()
+
+
+def test_what_ships_is_small_and_says_where_it_comes_from():
+    files = sorted(SHIPPED.glob("*.safetensors"))
+    assert {BASE_FILE, ADAPTER.name} <= {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) < 60 * MIB
+    for path in files:
+        metadata = read_header(path).metadata
+        assert metadata["fusedid.license"] and metadata["fusedid.training_config"]
+        assert "/" not in metadata["fusedid.license"]
+
+
+def test_packing_what_was_unpacked_gives_the_same_weights(tmp_path):
+    unpack(tmp_path)
+    again = pack(tmp_path / "diffusers" / "fusedid_mini", {"fused": ADAPTER}, tmp_path / "again")
+    first, second = (load_miniature(path).unet.state_dict() for path in (SHIPPED / BASE_FILE, again / BASE_FILE))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, atol=1e-6, rtol=2e-3)
+    header = read_header(tmp_path / CHECKPOINT)
+    assert header.shapes["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"] == (49408, 768)
+    adapter = load_adapter(tmp_path / "fusedid" / ADAPTER.name)
+    assert adapter.settings.reference_size == SIDE
+
+
+def test_sample_draws_from_the_shipped_files(tmp_path):
+    Image.fromarray(demo.found_face(demo.astronaut(), None)).save(tmp_path / "face.png")
+    words = ["--base", str(SHIPPED / BASE_FILE), "--adapter", str(ADAPTER), "--face", str(tmp_path / "face.png")]
+    words += ["--width", "128", "--height", "128", "--steps", "4", "--device", "cpu"]
+    pictures = []
+    for strength in ("1", "0"):
+        out = tmp_path / f"{strength}.png"
+        assert sample.main([*words, "--strength", strength, "--out", str(out)]) == 0
+        pictures.append(np.asarray(Image.open(out)).astype(float))
+    assert pictures[0].shape == (SIDE, SIDE, 3)
+    assert min(picture.std() for picture in pictures) > 20
+    assert np.abs(pictures[0] - pictures[1]).mean() > 5
+
+
+def test_the_demo_finds_the_astronaut_without_any_face_model():
+    crop = demo.found_face(demo.astronaut(), None)
+    assert 120 <= crop.shape[0] <= 260
+    with pytest.raises(ValueError, match="finds no face"):
+        demo.found_face(np.full((200, 200, 3), 127, np.uint8), None)
+
+
+def test_the_demo_writes_its_sheet(tmp_path, capsys):
+    words = ["--out", str(tmp_path), "--steps", "3", "--face-pack-root", str(tmp_path)]
+    assert demo.main(words) == 0
+    said = capsys.readouterr().out
+    assert "strength 2" in said and "likeness was not measured" in said
+    picture = np.asarray(Image.open(tmp_path / "miniature.png"))
+    assert picture.shape[1] > 4 * demo.SHOWN and picture[..., 0].std() > 30
+
+
+@pytest.mark.assets
+def test_the_shipped_adapter_keeps_faces_it_was_never_trained_on(assets):
+    """Synthetic people, none of whom was in the training set; the full measurement is docs/results.md."""
+    encoder = open_pack("test_pack", [str(assets / "insightface")])
+    studio = sample.open_studio(ModelConfig(base=str(SHIPPED / BASE_FILE)), str(ADAPTER))
+    options = DrawOptions(width=SIDE, height=SIDE, steps=12, guidance_scale=3.0)
+    gaps = []
+    for number, path in enumerate(sorted((assets / "faces" / "sfhq_crops").glob("syn0*.jpg"))[:8]):
+        face = demo.found_face(np.asarray(Image.open(path).convert("RGB")), encoder)
+        drawn = [studio.draw(people, replace(options, seed=number))[0] for people in ([Person((face,))], [])]
+        with_face, without = (likeness(face, np.asarray(picture), encoder) or 0.0 for picture in drawn)
+        gaps.append(with_face - without)
+    assert np.mean(gaps) > 0.1, f"identity minus no identity, by person: {np.round(gaps, 2)}"
+
+
+def test_wrong_files_are_refused_by_name(tmp_path, caplog):
+    with pytest.raises(ValueError, match=r"whole SD1\.5 or SDXL checkpoint"):
+        load_base(ModelConfig(base=str(ADAPTER)))
+    assert main(["pack", "--base", str(tmp_path), "--adapter", "fused", "--out", str(tmp_path)]) == 2
+    assert "NAME=FILE" in caplog.text
