@@ -16,7 +16,7 @@ from .clip_score import ClipScorer
 from .copy_paste import copy_paste
 from .people import Subject
 from .pixel_metrics import psnr, psnr_wrapped_uint8, ssim
-from .plan import Job, slug
+from .plan import Job
 
 Record = dict[str, Any]
 
@@ -46,7 +46,7 @@ def score_job(job: Job, picture: np.ndarray, judge: Judge, seconds: float | None
     score = score_pictures([picture], judge.encoder, [one.identity(fingerprint) for one in job.meant])[0]
     shared: Record = {
         "row": job.row.name,
-        "picture": f"{slug(job.row.name)}/{job.path.name}",
+        "picture": f"{job.path.parent.name}/{job.path.name}",
         "unit": job.unit,
         "prompt": job.prompt,
         "seed": job.seed,
