@@ -54,10 +54,9 @@ def added(layout: Layout, reference: int, *, share: float = 1.0, term: bool = Fa
     total = 0.0
     for side, channels, heads, count in layout.sites:
         queries, tokens = side * side, (side * reference // layout.native) ** 2
-        if share < 1.0 and tokens > SMALL:
-            tokens = max(SMALL, round(tokens * share))
-        wide = channels + MORE_CHANNELS * heads if term or (share < 1.0 and tokens > SMALL) else channels
-        total += count * 4 * queries * ((TEXT + tokens) * wide - TEXT * channels)
+        left = max(SMALL, round(tokens * share)) if tokens > SMALL else tokens
+        wide = channels + MORE_CHANNELS * heads if term or left < tokens else channels
+        total += count * 4 * queries * ((TEXT + left) * wide - TEXT * channels)
     return total / GIGA
 
 
