@@ -78,7 +78,7 @@ class AutoencoderTask:
 
     def to_device(self, device: torch.device, dtype: torch.dtype) -> None:
         """Everything that is needed is trained, so it stays fp32."""
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """All weights of the VAE."""

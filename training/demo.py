@@ -149,8 +149,8 @@ def found_face(photo: np.ndarray, encoder: FaceEncoder | None) -> np.ndarray:
         )
     best = max(seen, key=lambda box: box["width"])
     # The cascade's square covers brows to chin and both cheeks: a little narrower than a detector's box is high.
-    box = (best["c"], best["r"], best["c"] + best["width"], best["r"] + best["height"])
-    return crop_square(photo, tuple(float(side) for side in box))[0]
+    left, top = float(best["c"]), float(best["r"])
+    return crop_square(photo, (left, top, left + best["width"], top + best["height"]))[0]
 
 
 def open_scorer(options: argparse.Namespace) -> FaceEncoder | None:

@@ -47,7 +47,7 @@ class DenoiserTask:
 
     def to_device(self, device: torch.device, dtype: torch.dtype) -> None:
         """The UNet learns and stays fp32; the VAE would overflow in fp16 and stays too."""
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.base.prompts.to(device, dtype)
         self.base.vae.to(device)
 

@@ -53,13 +53,13 @@ class Shot:
 
 def draw(
     base: BaseModel,
-    model: FusedUNet,
+    model: FusedUNet | None,
     people: Sequence[Person],
     options: DrawOptions,
     *,
     reference_text: ReferenceText = None,
 ) -> list[Image.Image]:
-    """`options.count` Euler ancestral pictures of the same people.
+    """`options.count` Euler ancestral pictures of the same people. Nobody needs no model but the base.
 
     Raises ValueError when some people have a mask and others have none.
     """
@@ -69,7 +69,7 @@ def draw(
 
 def draw_shots(
     base: BaseModel,
-    model: FusedUNet,
+    model: FusedUNet | None,
     shots: Sequence[Shot],
     options: DrawOptions,
     *,
@@ -109,13 +109,14 @@ def _run(pipeline: Any, shots: Sequence[Shot], options: DrawOptions) -> list[Ima
 
 @contextmanager
 def _faces_shown(
-    base: BaseModel, model: FusedUNet, shots: Sequence[Shot], options: DrawOptions, reference_text: ReferenceText
+    base: BaseModel, model: FusedUNet | None, shots: Sequence[Shot], options: DrawOptions, reference_text: ReferenceText
 ) -> Iterator[None]:
     """Within the block every call of the UNet sees the faces; a hook computes them once, or per step for `matched`."""
     people = shots[0].people
     if not any(shot.people for shot in shots) or options.controls.strength == 0:
         yield
         return
+    assert model is not None, "faces need the model that attends to them"
     both = options.apply_to_both and options.guidance_scale > 1
     references = _references(base, model, [*shots, *shots] if both else shots, reference_text)
     regions = _regions(model, people, options)

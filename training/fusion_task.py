@@ -97,7 +97,10 @@ class FusionTask:
         if len(missing):
             size = self.config.reference.size
             assert self._empty is not None, "to_device comes first"
-            context = context_for(*(_like(t, self.model.unet) for t in self._empty), [(size, size)], size)
+            tokens, pooled = self._empty
+            kind = self.model.unet.dtype
+            pooled = None if pooled is None else pooled.to(kind)
+            context = context_for(tokens.to(kind), pooled, [(size, size)], size)
             fresh = self._latents(batch, "reference_", missing).to(self.model.unet.dtype)
             hidden = self.model.reference_hidden(Reference(fresh, context))
             for row, i in enumerate(missing.tolist()):
@@ -154,11 +157,6 @@ class FusionTask:
     def pictures(self, source: Source, path: Path) -> dict[str, float]:
         """Pictures of validation people beside their references, with the identity score."""
         return draw_validation(self.base, self.model, source, self.config, path)
-
-
-def _like(tensor: Tensor | None, model: nn.Module) -> Tensor | None:
-    weight = next(model.parameters())
-    return None if tensor is None else tensor.to(weight)
 
 
 def adapter_settings(

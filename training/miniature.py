@@ -70,7 +70,7 @@ def load_miniature(path: Path = SHIPPED / BASE_FILE) -> Any:
     header = read_header(path)
     weights = restored(read_tensors(header))
     unet = new_unet(json.loads(header.metadata["fusedid.multipliers"]), int(header.metadata["fusedid.layers"]))
-    vae = AutoencoderTiny(scaling_factor=1.0)
+    vae: Any = AutoencoderTiny(scaling_factor=1.0)
     for prefix, module in (("unet.", unet), ("vae.", vae)):
         module.load_state_dict({k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)})
         module.requires_grad_(False).eval()

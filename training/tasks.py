@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
 from .autoencoder_task import AutoencoderTask
-from .base import load_base
+from .base import BaseModel, load_base
 from .config import TrainConfig
 from .denoiser_task import DenoiserTask
 from .fusion_task import FusionTask
@@ -17,7 +18,11 @@ from .source import Source
 from .task import Task
 
 logger = logging.getLogger("fusedid")
-METHODS = {"fusion": FusionTask, "denoiser": DenoiserTask, "autoencoder": AutoencoderTask}
+METHODS: dict[str, Callable[[TrainConfig, BaseModel], Task]] = {
+    "fusion": FusionTask,
+    "denoiser": DenoiserTask,
+    "autoencoder": AutoencoderTask,
+}
 
 
 def open_sources(config: TrainConfig) -> tuple[Source, Source | None]:
