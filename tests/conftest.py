@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "host"))  # last, so that nothing there can shadow a real module
@@ -19,6 +20,10 @@ import live_server  # noqa: E402
 import small_models as small_models_module  # noqa: E402
 
 cpu_torch.install()
+# The same drawn cases in every run, so that an unrelated change never fails by luck, and no clock: machines are busy.
+# `--hypothesis-profile=default` draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 host_tests: set[str] = set()
 """Node ids of the collected host tests; a report's keywords would also match the folder's name."""
 

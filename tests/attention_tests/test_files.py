@@ -184,7 +184,7 @@ def test_a_hostile_file_is_refused(tmp_path: Path, content: bytes) -> None:
         read_header(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=300))
 def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "noise.safetensors"
@@ -193,7 +193,7 @@ def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
         read_header(path)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(place=st.integers(0, 4000), value=st.integers(0, 255))
 def test_a_damaged_byte_gives_a_clear_error_or_valid_tensors(tmp_path: Path, place: int, value: int) -> None:
     content = bytearray(write_adapter(tmp_path / "whole.safetensors").read_bytes())

@@ -136,7 +136,7 @@ def layers(draw: st.DrawFn) -> Layer:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layer=layers(), combine=st.sampled_from(COMBINE_MODES))
 def test_fast_path_equals_naive_formula_whatever_is_turned(layer: Layer, combine: str) -> None:
     assert largest_difference(layer.fast(combine), layer.naive(combine)) < FP32

@@ -29,7 +29,7 @@ def test_a_45_by_128_latent_has_these_grids() -> None:
     assert [grid_at_level((45, 128), level) for level in range(4)] == [(45, 128), (23, 64), (12, 32), (6, 16)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(h=SIZES, w=SIZES, level=st.integers(0, 4))
 def test_the_grid_is_what_strided_convolutions_leave(h: int, w: int, level: int) -> None:
     assert grid_at_level((h, w), level) == convolved((h, w), level)
@@ -64,7 +64,7 @@ def test_a_coarse_mask_is_interpolated_to_a_finer_grid() -> None:
     assert masks_to_tokens(mask, (3, 4)).shape == (1, 12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.tuples(SIZES, SIZES), grid=st.tuples(st.integers(1, 24), st.integers(1, 24)), data=st.data())
 def test_every_pixel_reaches_some_token(size: tuple[int, int], grid: tuple[int, int], data: st.DataObject) -> None:
     y, x = data.draw(st.integers(0, size[0] - 1)), data.draw(st.integers(0, size[1] - 1))
@@ -101,14 +101,14 @@ def boxes(draw: st.DrawFn, most: int = 8) -> Tensor:
     return masks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(masks=boxes(), grid=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_a_face_never_vanishes(masks: Tensor, grid: tuple[int, int]) -> None:
     coverage = masks_to_tokens(masks, grid)
     assert_exclusive(exclusive_tokens(coverage, grid), coverage)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(masks=boxes(most=5), grid=st.tuples(st.integers(1, 9), st.integers(1, 9)), data=st.data())
 def test_ownership_does_not_depend_on_the_order_of_identities(
     masks: Tensor, grid: tuple[int, int], data: st.DataObject

@@ -40,7 +40,7 @@ def weights_of(regions: tuple[Region, ...], num: int, queries: int) -> Tensor:
     return weights
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), num=st.integers(1, 4), queries=st.integers(1, 30))
 def test_every_query_is_in_exactly_one_region(data: st.DataObject, num: int, queries: int) -> None:
     row = st.lists(WEIGHTS, min_size=queries, max_size=queries)
@@ -185,7 +185,7 @@ def test_eight_bit_borders_that_sum_to_slightly_more_are_no_overlap() -> None:
     assert torch.equal(resolve_overlaps(border), border)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data(), num=st.integers(1, 4), rule=st.sampled_from(OVERLAPS))
 def test_resolved_masks_never_sum_above_one(data: st.DataObject, num: int, rule: str) -> None:
     row = st.lists(st.floats(0.0, 1.0, width=32), min_size=9, max_size=9)

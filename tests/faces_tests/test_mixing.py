@@ -25,7 +25,7 @@ def by_hand(embeddings: np.ndarray, weights: list[float]) -> np.ndarray:
     return total / np.sqrt((total**2).sum()) * norm
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(0, 10_000), st.floats(0.1, 50))
 def test_mixing_equals_the_formula(count: int, seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

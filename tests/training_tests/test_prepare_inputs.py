@@ -137,7 +137,7 @@ def test_wrong_urls_are_said(tmp_path: Path, url: str, words: str) -> None:
         kit.run(url, tmp_path / "out")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(alphabet="aA./-_ é:", min_size=1, max_size=8), unique=True, max_size=8))
 def test_keys_are_unique_and_safe_for_webdataset(sources: list[str]) -> None:
     keys = make_keys(sources)
