@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ import torch
 from attention.cache import MIB, CacheStats, LayerFeatures, ReferenceCache, ReferenceFeatures
 
 MIB_TOKENS = MIB // (2 * 4 * 64)  # tokens of 64 channels whose float32 keys and values take one MiB
+PATIENCE = 300.0
+"""Seconds after which threads count as deadlocked; a busy machine may keep them waiting."""
 
 
 def features(mib: float = 1.0) -> ReferenceFeatures:
@@ -133,20 +134,39 @@ def together(number: int, work: Callable[[int], object]) -> list[object]:
     barrier = threading.Barrier(number)
 
     def run(i: int) -> object:
-        barrier.wait(5)
+        barrier.wait(PATIENCE)
         return work(i)
 
     with ThreadPoolExecutor(number) as pool:
-        return [future.result(timeout=10) for future in [pool.submit(run, i) for i in range(number)]]
+        return [future.result(timeout=PATIENCE) for future in [pool.submit(run, i) for i in range(number)]]
+
+
+@pytest.fixture
+def wait_for_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Returns once so many threads wait for another thread's computation, however long it takes them to get there."""
+    waiting = threading.Semaphore(0)
+
+    class Watched(Future):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            waiting.release()
+            return super().exception(timeout)
+
+    def wait(number: int) -> None:
+        assert all(waiting.acquire(timeout=PATIENCE) for _ in range(number))
+
+    monkeypatch.setattr("attention.cache.Future", Watched)
+    return wait
 
 
 @pytest.mark.parametrize("mib", [1.0, 9.0], ids=["kept", "larger than the budget"])
-def test_threads_that_ask_for_the_same_key_share_one_computation(mib: float) -> None:
+def test_threads_that_ask_for_the_same_key_share_one_computation(
+    wait_for_waiting: Callable[[int], None], mib: float
+) -> None:
     cache, calls = ReferenceCache(8), []
 
     def slow() -> ReferenceFeatures:
         calls.append(threading.get_ident())
-        time.sleep(0.3)
+        wait_for_waiting(5)
         return features(mib)
 
     results = together(6, lambda _: cache.get("same", slow))
@@ -155,14 +175,14 @@ def test_threads_that_ask_for_the_same_key_share_one_computation(mib: float) -> 
     assert (stats.hits, stats.misses) == (5, 1)
 
 
-def test_a_thread_that_waited_for_a_failure_computes_itself() -> None:
+def test_a_thread_that_waited_for_a_failure_computes_itself(wait_for_waiting: Callable[[int], None]) -> None:
     cache = ReferenceCache(8)
     calls = []
 
     def fails_once() -> ReferenceFeatures:
         calls.append(1)
         if len(calls) == 1:
-            time.sleep(0.3)
+            wait_for_waiting(3)
             raise KeyboardInterrupt
         return features()
 
@@ -181,7 +201,7 @@ def test_different_keys_do_not_wait_for_each_other() -> None:
     cache, met = ReferenceCache(8), threading.Barrier(2)
 
     def compute() -> ReferenceFeatures:
-        met.wait(5)  # only passes when both are inside at the same time
+        met.wait(PATIENCE)  # only passes when both are inside at the same time
         return features()
 
     together(2, lambda i: cache.get(i, compute))
