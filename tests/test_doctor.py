@@ -100,7 +100,7 @@ def test_roots_are_those_of_the_comfyui_the_pack_lies_in(tmp_path: Path) -> None
 
 def test_the_command_line_reports_and_fails_when_something_is_broken(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "faces.doctor", "--root", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1, result.stderr
     assert "Python 3." in result.stdout
     assert "!! no face pack found" in result.stdout

@@ -21,7 +21,7 @@ def report(comfyui_checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     program = ROOT / "tests" / "host" / "without_libraries.py"
     base = tmp_path_factory.mktemp("bare")
     command = [sys.executable, str(program), str(comfyui_checkout), str(base), str(ROOT)]
-    result = subprocess.run(command, cwd=base, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(command, cwd=base, capture_output=True, text=True, timeout=600)
     lines = [line for line in result.stdout.splitlines() if line.startswith("REPORT ")]
     assert lines, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return json.loads(lines[0].removeprefix("REPORT "))

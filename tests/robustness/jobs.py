@@ -79,7 +79,7 @@ def in_fresh_process(host: Any, jobs: Sequence[Job], folder: Path) -> list[torch
     wanted, results = folder / "jobs.json", folder / "results.safetensors"
     wanted.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
     command = [sys.executable, str(Path(__file__)), str(host.path), str(host.base), str(wanted), str(results)]
-    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = load_file(results)
     return [found[str(number)] for number in range(len(jobs))]
