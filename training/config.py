@@ -177,6 +177,9 @@ class ScheduleConfig(Config):
     """Samples per process and forward pass. Samples per step = batch_size * processes * accumulation."""
     accumulation: int = Field(default=1, ge=1)
     """Forward and backward passes per optimizer step."""
+    timesteps: Literal["uniform", "noisy"] = "uniform"
+    """How t is drawn: every t alike [paper], or the larger of two draws: more often near pure noise, where it is
+    decided whose face it will be."""
 
 
 class EngineConfig(Config):

@@ -71,7 +71,7 @@ class FusionDraw:
             "original_size": record.original_size,
             **target_picture(source, index, config.data, draws["image"]),
             **self._reference(source, other if record.has_face else None, draws["image"]),
-            **noises(config.latent_size, draws["noise"]),
+            **noises(config.latent_size, draws["noise"], timesteps=config.schedule.timesteps),
             "reference_noise": latent_noise(config.reference.size // LATENT_SCALE, draws["noise"]),
         }
 
@@ -105,7 +105,7 @@ class PictureDraw:
             "caption": record.caption,
             "original_size": record.original_size,
             **target_picture(source, index, config.data, generator(config.seed, variant, record.key, "image")),
-            **noises(config.latent_size, draws),
+            **noises(config.latent_size, draws, timesteps=config.schedule.timesteps),
         }
 
 
@@ -159,10 +159,13 @@ def cached_moments(source: Source, index: int | None, which: str, size: int) -> 
     return moments
 
 
-def noises(latent_size: int, gen: torch.Generator) -> Sample:
+def noises(latent_size: int, gen: torch.Generator, *, timesteps: str = "uniform") -> Sample:
     """`timestep`, `noise` and `vae_noise` of one sample."""
+    drawn = whole(gen, TIMESTEPS)
+    if timesteps == "noisy":
+        drawn = max(drawn, whole(gen, TIMESTEPS))
     return {
-        "timestep": torch.tensor(whole(gen, TIMESTEPS)),
+        "timestep": torch.tensor(drawn),
         "noise": latent_noise(latent_size, gen),
         "vae_noise": latent_noise(latent_size, gen),
     }

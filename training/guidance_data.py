@@ -41,7 +41,7 @@ class GuidanceDraw:
             "keeps_style": not drop_style,
             "face": self._face(record.embedding, record.key, drop_face),
             **self._pictures(source, index, draws["image"]),
-            **noises(config.latent_size, draws["noise"]),
+            **noises(config.latent_size, draws["noise"], timesteps=config.schedule.timesteps),
         }
 
     def _face(self, embedding: np.ndarray | None, key: str, drop: bool) -> Tensor:
