@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="dev.py demo", description="A real face through the shipped miniature.")
     made.add_argument("--photo", type=Path, help="a photo with a face (default: the astronaut of scikit-image)")
+    made.add_argument("--made-up", type=int, metavar="SEED", help="show a person that the miniature makes up instead")
     made.add_argument("--out", type=Path, default=Path("demo"), help="folder for the sheet (default: demo)")
     made.add_argument("--weights", type=Path, default=SHIPPED, help="folder of the miniature's files")
     made.add_argument(
@@ -66,10 +67,12 @@ def make_sheet(options: argparse.Namespace) -> tuple[Path, str]:
     """Draws and writes the sheet; returns its path and the report. Raises ValueError where the user can help."""
     started = time.monotonic()
     encoder = open_scorer(options)
-    photo = astronaut() if options.photo is None else read_picture(options.photo)
-    face = found_face(photo, encoder)
     base, adapter = options.weights / BASE_FILE, options.weights / f"{ADAPTER_PREFIX}fused.safetensors"
     studio = open_studio(ModelConfig(base=str(base)), str(adapter))
+    if options.made_up is not None:
+        face = np.asarray(studio.draw([], replace(plain_options(options), seed=options.made_up))[0])
+    else:
+        face = found_face(astronaut() if options.photo is None else read_picture(options.photo), encoder)
     panels = sheet_panels(studio, face, encoder, options)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "miniature.png"
@@ -85,9 +88,7 @@ def sheet_panels(
     studio: Studio, face: np.ndarray, encoder: FaceEncoder | None, options: argparse.Namespace
 ) -> list[Panel]:
     """Reference, without identity, with identity at three strengths, two people routed by masks."""
-    plain = DrawOptions(
-        width=SIDE, height=SIDE, steps=options.steps, guidance_scale=options.guidance_scale, seed=options.seed
-    )
+    plain = plain_options(options)
     person = Person((face,))
     panels = [Panel(face, "reference")]
     nobody = np.asarray(studio.draw([], plain)[0])
@@ -103,6 +104,13 @@ def sheet_panels(
     both = np.asarray(studio.draw(two, replace(plain, width=2 * SIDE))[0])
     panels.append(Panel(both, scored("both, routed by masks", face, both[:, :SIDE], encoder)))
     return panels
+
+
+def plain_options(options: argparse.Namespace) -> DrawOptions:
+    """One person's picture, without anybody in particular."""
+    return DrawOptions(
+        width=SIDE, height=SIDE, steps=options.steps, guidance_scale=options.guidance_scale, seed=options.seed
+    )
 
 
 def bands(side: int, count: int) -> list[np.ndarray]:

@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     cpu_torch.install()  # the development environment may hold a torchvision that does not load
     if options.comfyui is None:
         return without_comfyui(options)
+    if options.made_up is not None:
+        raise SystemExit("--made-up is for the demo without --comfyui; give a --photo")
     checkout = find_checkout(options.comfyui)
     with tempfile.TemporaryDirectory(prefix="fusedid-demo-", ignore_cleanup_errors=True) as folder:
         base = make_base(Path(folder))
@@ -99,6 +101,7 @@ def without_comfyui(options: argparse.Namespace) -> int:
         raise SystemExit("--checkpoint and --adapter belong to --comfyui PATH; python -m training.sample takes others")
     words = ["--out", str(options.out)]
     words += ["--photo", str(options.photo)] if options.photo else []
+    words += [] if options.made_up is None else ["--made-up", str(options.made_up)]
     words += ["--face-pack", options.face_pack] if options.face_pack else []
     roots = [options.face_pack_root] if options.face_pack_root else with_face_models(places_of_faces(None))
     return draw([*words, *(word for root in roots for word in ("--face-pack-root", str(root)))])
@@ -131,6 +134,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout; only read (default: without ComfyUI)")
     parser.add_argument("--photo", type=Path, help="a photo with a face (default: the astronaut of scikit-image)")
+    parser.add_argument("--made-up", type=int, metavar="SEED", help="instead a person that the miniature makes up")
     parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder for the picture (default: demo)")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.5 checkpoint, with --comfyui (default: the miniature)")
     parser.add_argument("--adapter", type=Path, help="a FusedID adapter for it (default: the miniature's)")
