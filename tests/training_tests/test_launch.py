@@ -64,7 +64,7 @@ def dry_run(launch: str, machines: int, values: dict, tmp_path: Path) -> list[tu
         )
         for rank in range(machines)
     ]
-    outputs = [machine.communicate(timeout=240)[0] for machine in started]
+    outputs = [machine.communicate(timeout=900)[0] for machine in started]
     return [(machine.returncode, output) for machine, output in zip(started, outputs)]
 
 

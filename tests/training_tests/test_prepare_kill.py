@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
+PATIENCE = 600.0
+"""Seconds after which a run counts as hanging; it takes a few."""
 
 
 def start(photos: Path, output: Path, sets: list[str]) -> subprocess.Popen[bytes]:
@@ -34,12 +36,12 @@ def work_files(output: Path) -> int:
 
 def kill_after_files(process: subprocess.Popen[bytes], output: Path, files: int) -> bool:
     """Kill the run without warning once so many results exist; False when it ended before."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         if work_files(output) >= files:
             process.kill()
             # Ends only when no worker holds the pipe any more.
-            process.communicate(timeout=30)
+            process.communicate(timeout=PATIENCE)
             return True
         time.sleep(0.005)
     process.communicate()
@@ -62,7 +64,7 @@ def test_killed_at_random_and_run_again_gives_the_identical_index(tmp_path: Path
         kills += kill_after_files(start(photos, output, sets), output, max(1, target))
     assert kills >= KILLS - 1
     last = start(photos, output, sets)
-    message = last.communicate(timeout=120)[1].decode()
+    message = last.communicate(timeout=PATIENCE)[1].decode()
     assert last.returncode == 0, message
     assert kit.digests(output) == kit.digests(tmp_path / "whole")
     assert not list(output.rglob(".tmp-*"))
@@ -76,10 +78,10 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     photos = kit.photo_folder(tmp_path / "photos", 40)
     sets = [*kit.WITHOUT_FACES[:-1], "run.batch=1", "run.executor=inline"]
     process = start(photos, tmp_path / "out", sets)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while work_files(tmp_path / "out") < 45 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=60)[1].decode()
+    message = process.communicate(timeout=PATIENCE)[1].decode()
     assert process.returncode == 130
     assert "finished work is kept" in message and "Traceback" not in message

@@ -271,7 +271,7 @@ def test_workers_start_without_torch() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=600,
         cwd=Path(__file__).parents[2],
     )
     assert result.stdout.strip() == "[]"
@@ -283,7 +283,7 @@ def test_module_runs_from_the_shell(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=600,
         cwd=Path(__file__).parents[2],
     )
     schema = json.loads(result.stdout)

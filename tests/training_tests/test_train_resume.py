@@ -28,7 +28,7 @@ def start(tmp_path: Path, values: dict, *, launcher: tuple[str, ...] = (), **opt
 
 
 def finished(process: subprocess.Popen) -> int:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     if process.returncode > 0:
         pytest.fail(output[-3000:])
     return process.returncode
