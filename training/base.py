@@ -112,7 +112,8 @@ def _from_folder(path: Path) -> Any:
     if name not in kinds:
         raise ValueError(f"model.base: {path} is a {name}; FusedID trains on SD1.5 and SDXL (UNet models) only")
     extra = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
-    return _loaded(path, lambda: kinds[name].from_pretrained(path, local_files_only=True, **extra))
+    whole = {"local_files_only": True, "torch_dtype": torch.float32, **extra}
+    return _loaded(path, lambda: kinds[name].from_pretrained(path, **whole))
 
 
 def _from_file(path: Path, config: str | None) -> Any:

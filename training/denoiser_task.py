@@ -97,6 +97,7 @@ class DenoiserTask:
         unet.load_state_dict(weights)
         if self.config.denoiser.cross_attention == "self":
             copy_self_attention(unet)
+        self.base.prompts.float()  # the run may have used less
         self.base.pipeline.save_pretrained(folder / "base")
         if not is_tiny(self.base.vae):
             return folder / "base"
