@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from attention.adapter import load_adapter
 from attention.files import read_header
 from training import demo, sample
+from training.augment import square, to_rgb_pm1
 from training.base import load_base
 from training.config import ModelConfig
-from training.draw import DrawOptions
 from training.miniature import ADAPTER_PREFIX, BASE_FILE, CHECKPOINT, SHIPPED, SIDE, load_miniature, main, pack, unpack
 from training.people import open_pack
-from training.pictures import likeness
 from training.quantise import quantised, restored
-from training.references import Person
+from training.unet import Reference, TextContext
 
 ADAPTER = SHIPPED / f"{ADAPTER_PREFIX}fused.safetensors"
 MIB = 2**20
@@ -92,18 +90,34 @@ def test_the_demo_writes_its_sheet(tmp_path, capsys):
 
 
 @pytest.mark.assets
-def test_the_shipped_adapter_keeps_faces_it_was_never_trained_on(assets):
-    """Synthetic people, none of whom was in the training set; the full measurement is docs/results.md."""
+def test_the_shipped_adapter_knows_faces_it_was_never_trained_on(assets):
+    """Synthetic people, none of whom was in the training set: their own face helps, somebody else's does not.
+
+    How alike finished pictures are is docs/results.md; this is the error of the prediction at high noise.
+    """
     encoder = open_pack("test_pack", [str(assets / "insightface")])
     studio = sample.open_studio(ModelConfig(base=str(SHIPPED / BASE_FILE)), str(ADAPTER))
-    options = DrawOptions(width=SIDE, height=SIDE, steps=12, guidance_scale=3.0)
-    gaps = []
-    for number, path in enumerate(sorted((assets / "faces" / "sfhq_crops").glob("syn0*.jpg"))[:8]):
-        face = demo.found_face(np.asarray(Image.open(path).convert("RGB")), encoder)
-        drawn = [studio.draw(people, replace(options, seed=number))[0] for people in ([Person((face,))], [])]
-        with_face, without = (likeness(face, np.asarray(picture), encoder) or 0.0 for picture in drawn)
-        gaps.append(with_face - without)
-    assert np.mean(gaps) > 0.1, f"identity minus no identity, by person: {np.round(gaps, 2)}"
+    paths = sorted((assets / "faces" / "sfhq_crops").glob("syn*.jpg"))[:16]
+    faces = [demo.found_face(np.asarray(Image.open(path).convert("RGB")), encoder) for path in paths]
+    own, nobody, other = (denoising_error(studio, faces, shown) for shown in (faces, None, faces[1:] + faces[:1]))
+    assert own < 0.97 * nobody, (own, nobody)
+    assert own < 0.95 * other, (own, other)
+
+
+@torch.no_grad()
+def denoising_error(studio: sample.Studio, faces: list[np.ndarray], shown: list[np.ndarray] | None) -> float:
+    """Mean squared error of the prediction for noised faces, with references or none."""
+    latents = studio.base.encode(torch.stack([to_rgb_pm1(square(face, SIDE)) for face in faces]))
+    generator = torch.Generator().manual_seed(0)
+    noise, timesteps = torch.randn(latents.shape, generator=generator), torch.full((len(faces),), 800)
+    schedule = DDPMScheduler.from_config(studio.base.pipeline.scheduler.config)
+    text = TextContext(studio.base.prompts([""])[0].expand(len(faces), -1, -1))
+    references = []
+    if shown is not None:
+        pixels = torch.stack([to_rgb_pm1(square(face, SIDE)) for face in shown])
+        references = [Reference(studio.base.encode(pixels), text)]
+    made = studio.model(schedule.add_noise(latents, noise, timesteps), timesteps, text, references)
+    return float((made - schedule.get_velocity(latents, noise, timesteps)).square().mean())
 
 
 def test_wrong_files_are_refused_by_name(tmp_path, caplog):
