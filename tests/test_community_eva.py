@@ -87,6 +87,11 @@ def _block(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x + _norm(w, f"{name}.mlp.ffn_ln", wide) @ w[f"{name}.mlp.w3.weight"].T + w[f"{name}.mlp.w3.bias"]
 
 
+def _assert_close(got: Tensor, wanted: Tensor) -> None:
+    """To a part of the largest number: after 24 layers the rounding of large ones lies in the small ones too."""
+    torch.testing.assert_close(got, wanted, atol=5e-5 * float(wanted.abs().max()), rtol=0)
+
+
 @torch.no_grad()
 def test_the_tower_is_its_formula(tower: EvaTower, pictures: Tensor) -> None:
     w = tower.weights
@@ -99,12 +104,10 @@ def test_the_tower_is_its_formula(tower: EvaTower, pictures: Tensor) -> None:
             expected.append(x)
         x = _block(w, f"blocks.{n}", x)
     embed, levels = look(tower, pictures)
-    torch.testing.assert_close(
-        embed, _norm(w, "norm", x)[:, 0] @ w["head.weight"].T + w["head.bias"], atol=1e-4, rtol=1e-4
-    )
+    _assert_close(embed, _norm(w, "norm", x)[:, 0] @ w["head.weight"].T + w["head.bias"])
     assert len(levels) == 5
     for got, wanted in zip(levels, expected):
-        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+        _assert_close(got, wanted)
 
 
 def _public_tower(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
@@ -138,7 +141,7 @@ def test_the_tower_equals_the_public_implementation(
     expected, expected_levels = public(pictures, return_all_features=False, return_hidden=True, shuffle=False)
     embed, levels = look(tower, pictures)
     for got, wanted in zip((embed, *levels), (expected, *expected_levels), strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+        _assert_close(got, wanted)
 
 
 def test_a_tower_is_found_bare_or_inside_a_whole_clip(tmp_path: Path, tower: EvaTower, pictures: Tensor) -> None:
