@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from frontend import VIEW, Frontend, chromium_path, open_browser, ready_for_browsers
+from frontend import LOAD_MS, VIEW, Frontend, chromium_path, open_browser, ready_for_browsers
 
 HOW_TO = "no Chromium: install one (Debian: apt-get install chromium) or set FUSEDID_CHROMIUM to its program"
 
@@ -50,6 +50,7 @@ def opened(chromium: Any, server: Any, locale: str) -> Iterator[Frontend]:
     """A page in a browser profile of its own, closed afterwards."""
     ready_for_browsers(server)
     context = chromium.new_context(viewport=VIEW, locale=locale)
+    context.set_default_timeout(LOAD_MS)
     frontend = Frontend(context.new_page(), f"http://127.0.0.1:{server.port}/")
     frontend.open()
     yield frontend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from typing import Any
 PACK = "ComfyUI-FusedID"
 SCREENSHOTS = Path(__file__).with_name("screenshots")
 VIEW = {"width": 1600, "height": 1000}
-LOAD_MS, RUN_MS = 90_000, 90_000
+LOAD_MS, RUN_MS = 300_000, 600_000
+"""When to give up. Much more than it takes: a busy machine must not look like a broken frontend."""
 MOST_DIALOGS = 5
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LOADED_WIDTH = """image => new Promise(done => {
     const look = left => image.naturalWidth || !left ? done(image.naturalWidth) : setTimeout(() => look(left - 1), 100)
-    look(100)
+    look(600)
 })"""
 NODE = "(app.graph._nodes.find(node => node.type === %r))"
 
@@ -75,12 +77,11 @@ class Frontend:
         self.page.get_by_text(PACK, exact=True).first.click(timeout=LOAD_MS)
         self.page.locator("[data-testid^=template-workflow-]").first.wait_for(timeout=LOAD_MS)
 
-    def shown_templates(self) -> dict[str, bool]:
-        """Template cards by name, and whether their thumbnail was loaded; scrolls through all of them."""
+    def shown_templates(self, least: int) -> dict[str, bool]:
+        """Template cards by name, and whether their thumbnail was loaded; scrolls until there are so many."""
         cards = self.page.locator("[data-testid^=template-workflow-]")
-        seen = 0
-        while seen < cards.count():  # more cards appear near the end
-            seen = cards.count()
+        give_up = time.monotonic() + LOAD_MS / 1000
+        while cards.count() < least and time.monotonic() < give_up:  # more cards appear near the end
             cards.last.scroll_into_view_if_needed()
             self.page.wait_for_timeout(500)
         shown = {}
