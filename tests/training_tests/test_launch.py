@@ -9,7 +9,7 @@ from pathlib import Path
 
 import prepare_kit as kit
 import pytest
-from tiny_run import ROOT, environment, settings
+from tiny_run import ROOT, environment, free_port, settings
 
 from training.checkpoint import checkpoints
 from training.config import TrainConfig
@@ -53,7 +53,7 @@ def dry_run(launch: str, machines: int, values: dict, tmp_path: Path) -> list[tu
         "--config_file",
         str(CONFIGS / "accelerate" / launch),
     ]
-    command += ["--num_processes", "2", "--main_process_port", "29623"]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port())]
     started = [
         subprocess.Popen(
             [*command, "--machine_rank", str(rank), "-m", "training.train", "--config", str(config)],

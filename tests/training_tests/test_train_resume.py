@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import environment, settings, train_tiny
+from tiny_run import environment, free_port, settings, train_tiny
 
 from training.checkpoint import WEIGHTS_FILE, checkpoints
 
@@ -65,7 +65,7 @@ def test_1_process_with_batch_4_equals_2_processes_with_batch_2(tiny_base, tmp_p
 
     one = start(tmp_path, values("one", 4))
     assert finished(one) == 0
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
     assert finished(start(tmp_path, values("two", 2), launcher=launcher)) == 0
     a, b = newest(tmp_path / "one"), newest(tmp_path / "two")
     initial = load_initial(tiny_base)

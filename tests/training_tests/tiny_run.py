@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,13 @@ def environment(folder: Path, **extra: str) -> Mapping[str, str]:
     (folder / "site" / "sitecustomize.py").write_text(shim.read_text(encoding="utf-8"), encoding="utf-8")
     paths = [str(folder / "site"), str(ROOT), str(Path(__file__).parent)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **extra}
+
+
+def free_port() -> int:
+    """For a launcher's processes to meet at; a fixed one may be in use by another run on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":
