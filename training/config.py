@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attention.grid import LATENT_SCALE
 
@@ -146,9 +146,27 @@ class AutoencoderConfig(Config):
 
 
 class DenoiserConfig(Config):
-    cross_attention: Literal["trained", "self"] = "trained"
-    """`self`: the saved model's cross-attention queries and outputs are those of the block's self-attention. For
-    unconditional models, where constant text never trains them, and an adapter should find something that looks."""
+    condition: Literal["text", "thumbnail"] = "text"
+    """`thumbnail`: instead of text the cross-attention is given a thumbnail of the picture, 8 to 32 pixels wide. For
+    models without a text encoder, whose cross-attention would learn nothing, and an adapter would find no use for."""
+    drop: float = Field(default=0.3, ge=0, le=1)
+    """Share of samples without the thumbnail: the unconditional model, which is the one that is used."""
+    people: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """People side by side in a picture, each from a sample of its own; each step takes one of these at random. The batch
+    size must be a multiple of each. More than 1 needs thumbnails."""
+
+    @field_validator("people")
+    @classmethod
+    def _positive(cls, people: tuple[int, ...]) -> tuple[int, ...]:
+        if min(people) < 1:
+            raise ValueError("every number of people must be at least 1")
+        return people
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> DenoiserConfig:
+        if max(self.people) > 1 and self.condition != "thumbnail":
+            raise ValueError("people above 1 needs condition: thumbnail; with text nobody can be told apart")
+        return self
 
 
 class OptimizerConfig(Config):
@@ -265,6 +283,13 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _whole_pictures(self) -> TrainConfig:
+        for people in self.denoiser.people:
+            if self.schedule.batch_size % people:
+                raise ValueError(f"schedule.batch_size ({self.schedule.batch_size}) is no multiple of {people} people")
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> TrainConfig:

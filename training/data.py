@@ -18,6 +18,7 @@ from .augment import augmented_reference, flipped, pick, square, to_rgb_pm1
 from .config import DataConfig, DropConfig, TrainConfig
 from .randomness import generator, place, uniform, whole
 from .source import Source
+from .thumbnails import SIDES
 
 TIMESTEPS = 1000
 LATENT_CHANNELS = 4
@@ -94,7 +95,10 @@ class PictureDraw:
         self.config = config
 
     def __call__(self, source: Source, index: int, epoch: int) -> Sample:
-        """`pixels` or `moments`, `picture_id`, `vae_noise`, `noise`, `timestep`, `caption`, `original_size`."""
+        """`pixels` or `moments`, `picture_id`, `vae_noise`, `noise`, `timestep`, `caption`, `original_size`.
+
+        `thumbnail_side` is in pixels, 0 for none.
+        """
         config, record = self.config, source.record(index)
         variant = picture_variant(config.data, epoch)
         draws = generator(config.seed, epoch, record.key, "noise")
@@ -103,10 +107,16 @@ class PictureDraw:
             "epoch": epoch,
             "picture_id": (record.key, variant),
             "caption": record.caption,
+            "thumbnail_side": thumbnail_side(config.denoiser.drop, generator(config.seed, epoch, record.key, "condition")),
             "original_size": record.original_size,
             **target_picture(source, index, config.data, generator(config.seed, variant, record.key, "image")),
             **noises(config.latent_size, draws, timesteps=config.schedule.timesteps),
         }
+
+
+def thumbnail_side(drop: float, gen: torch.Generator) -> int:
+    """0, no thumbnail, with probability `drop`; else one of `SIDES`, each equally likely."""
+    return 0 if uniform(gen) < drop else pick(list(SIDES), gen)
 
 
 def picture_variant(data: DataConfig, epoch: int) -> int:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from attention.files import write_atomic
 
+from .augment import pick
+from .bands import apart, install_bands, side_by_side
 from .base import BaseModel, is_tiny
 from .base_files import comfy_checkpoint
 from .compiled import compile_blocks
@@ -24,10 +26,12 @@ from .config import TrainConfig, without_chance
 from .data import PictureDraw, Sample
 from .draw import DrawOptions, draw
 from .latents import LatentStore
+from .randomness import generator
 from .source import Source
 from .task import RunFacts
 from .text import context_for
-from .unet_sites import UNet, unet_sites
+from .thumbnails import thumbnail_tokens
+from .unet import TextContext
 
 FILE_NAME = "checkpoint.safetensors"
 COLUMNS = 8
@@ -40,6 +44,8 @@ class DenoiserTask:
         self.config = config
         self.base = base
         self.model: nn.Module = base.unet.requires_grad_(True)
+        if max(config.denoiser.people) > 1:
+            install_bands(base.unet)
         self.draw = PictureDraw(config)
         self.score_draw = PictureDraw(without_chance(config))
         self.noise = DDPMScheduler.from_config(base.pipeline.scheduler.config)
@@ -57,11 +63,11 @@ class DenoiserTask:
 
     def losses(self, model: nn.Module, batch: Sample) -> Tensor:
         """Mean squared error of the prediction per sample, `[B]`."""
-        noise, timesteps = batch["noise"], batch["timestep"]
-        latents = self._latents(batch)
+        people = self._people(batch)
+        noise, timesteps = side_by_side(batch["noise"], people), batch["timestep"][::people]
+        latents = side_by_side(self._latents(batch), people)
         noisy = self.noise.add_noise(latents, noise, timesteps)
-        tokens, pooled = self.base.prompts(batch["caption"])
-        context = context_for(tokens, pooled, batch["original_size"], self.config.data.resolution)
+        context = self._context(batch)
         prediction = model(
             noisy,
             timesteps,
@@ -72,7 +78,19 @@ class DenoiserTask:
         wanted = noise
         if self.noise.config.prediction_type == "v_prediction":
             wanted = self.noise.get_velocity(latents, noise, timesteps)
-        return (prediction.float() - wanted.float()).square().flatten(1).mean(1)
+        return apart((prediction.float() - wanted.float()).square(), people).flatten(1).mean(1)
+
+    def _people(self, batch: Sample) -> int:
+        """How many people this step puts into a picture: drawn from its first sample, so that resuming is exact."""
+        choices = [people for people in self.config.denoiser.people if len(batch["key"]) % people == 0]
+        return pick(choices or [1], generator(self.config.seed, batch["epoch"][0], batch["key"][0], "people"))
+
+    def _context(self, batch: Sample) -> TextContext:
+        if self.config.denoiser.condition == "thumbnail":
+            width = self.base.unet.config["cross_attention_dim"]
+            return TextContext(thumbnail_tokens(batch["pixels"], batch["thumbnail_side"], width))
+        tokens, pooled = self.base.prompts(batch["caption"])
+        return context_for(tokens, pooled, batch["original_size"], self.config.data.resolution)
 
     def enable_checkpointing(self) -> None:
         """Recompute the UNet's blocks in the backward pass."""
@@ -95,8 +113,6 @@ class DenoiserTask:
         """
         unet = self.base.unet
         unet.load_state_dict(weights)
-        if self.config.denoiser.cross_attention == "self":
-            copy_self_attention(unet)
         self.base.prompts.float()  # the run may have used less
         self.base.pipeline.save_pretrained(folder / "base")
         if not is_tiny(self.base.vae):
@@ -116,20 +132,6 @@ class DenoiserTask:
             path.parent.mkdir(parents=True, exist_ok=True)
             tiled([np.asarray(picture) for picture in draw(self.base, None, [], options)]).save(path)
         return {}
-
-
-def copy_self_attention(unet: UNet) -> None:
-    """Gives every block's cross-attention the queries, outputs and norm of its self-attention.
-
-    With text that is all zeros the cross-attention adds its output bias and nothing else, whatever these weights are:
-    the model stays the same function.
-    """
-    for entry in unet_sites(unet):
-        block: Any = unet.get_submodule(entry.name)
-        block.norm2.load_state_dict(block.norm1.state_dict())
-        with torch.no_grad():
-            block.attn2.to_q.weight.copy_(block.attn1.to_q.weight)
-            block.attn2.to_out[0].weight.copy_(block.attn1.to_out[0].weight)
 
 
 def tiled(pictures: list[np.ndarray]) -> Image.Image:

@@ -54,6 +54,7 @@ def pack(base: Path, adapters: Mapping[str, Path], out: Path, *, license_: str =
         "fusedid.license": license_,
         "fusedid.multipliers": json.dumps([width // 320 for width in unet.config["block_out_channels"]]),
         "fusedid.layers": str(unet.config["layers_per_block"]),
+        "fusedid.fine": str(int(unet.config["up_block_types"][-1] == "CrossAttnUpBlock2D")),
         "fusedid.prediction": scheduler["prediction_type"],
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,8 @@ def load_miniature(path: Path = SHIPPED / BASE_FILE) -> Any:
 
     header = read_header(path)
     weights = restored(read_tensors(header))
-    unet = new_unet(json.loads(header.metadata["fusedid.multipliers"]), int(header.metadata["fusedid.layers"]))
+    layout = {name: json.loads(header.metadata[f"fusedid.{name}"]) for name in ("multipliers", "layers", "fine")}
+    unet = new_unet(layout["multipliers"], layout["layers"], fine=bool(layout["fine"]))
     vae: Any = AutoencoderTiny(scaling_factor=1.0)
     for prefix, module in (("unet.", unet), ("vae.", vae)):
         module.load_state_dict({k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)})

@@ -30,18 +30,22 @@ SCHEDULE = {
 WORDS = [*string.ascii_lowercase, *(f"{c}</w>" for c in string.ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
 
 
-def new_unet(multipliers: Sequence[int] = (1, 1), layers: int = 1) -> Any:
-    """A UNet of widths 320 * multipliers with attention at its lowest resolution and no middle block."""
+def new_unet(multipliers: Sequence[int] = (1, 1), layers: int = 1, *, fine: bool = False) -> Any:
+    """A UNet of widths 320 * multipliers with attention at its lowest resolution and no middle block.
+
+    fine: attention at every resolution on the way up too, where a face's details are put in.
+    """
     from diffusers import UNet2DConditionModel
 
     levels = len(multipliers)
+    others = "CrossAttnUpBlock2D" if fine else "UpBlock2D"
     return UNet2DConditionModel(
         sample_size=16,
         block_out_channels=tuple(WIDTH * factor for factor in multipliers),
         layers_per_block=layers,
         down_block_types=("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",),
         mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        up_block_types=("CrossAttnUpBlock2D",) + (others,) * (levels - 1),
         cross_attention_dim=CONTEXT,
         attention_head_dim=8,
     )

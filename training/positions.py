@@ -1,11 +1,12 @@
-"""`python -m training.positions`: cross-attention that looks for the same place, for a base that never learned to look.
+"""`python -m training.positions`: cross-attention that looks at the same place, for a base that never learned to look.
 
-An unconditional base has no text, so nothing ever trained its cross-attention queries, and an adapter that may change
-keys and values only (METHOD 1.5) has nothing to be found by. Where a token lies is written in its features, by the
-convolutions' zero padding; this command fits, by least squares on a prepared data set, queries that read the place from
-noisy features, and for an adapter to start from keys that read it from clean ones. Half of the heads get them; the
-others keep the block's self-attention. The base stays the same function: with text that is all zeros, queries do not
-matter. The starting values are zero values: an adapter begins as no adapter.
+An unconditional base has no text, so nothing ever trained its cross-attention, and an adapter that may change keys and
+values only (METHOD 1.5) has nothing to be found by. Where a token lies is written in its features, by the convolutions'
+zero padding; this command fits, by least squares on a prepared data set, queries that read the place from noisy
+features, and gives half of the heads keys that read it from a thumbnail's tokens (`training/thumbnails.py`). The other
+heads keep the queries of the block's self-attention. A base without attention at its finer resolutions gets it on the
+way up, with an output of zero. All told the base stays the same function: under zeros as context, queries do not
+matter. Training it on with thumbnails (`denoiser.condition`) then teaches it to use what it finds.
 
     python -m training.positions --base runs/mini_base/base --data prepared --out runs/mini_positions
 """
@@ -22,77 +23,47 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
-from attention.adapter import AdapterSettings, Projection, save_adapter
-from attention.files import read_header, write_atomic
+from attention.adapter import AdapterSettings
 
 from .augment import square, to_rgb_pm1
 from .base import BaseModel, load_base
-from .base_files import comfy_checkpoint
 from .config import ModelConfig
-from .denoiser_task import FILE_NAME as CHECKPOINT
+from .new_base import WIDTH, new_unet
 from .randomness import generator
 from .shards import ShardSource
 from .source import Source
 from .text import context_for
+from .thumbnails import COLORS, PLACE, place_code
 from .unet import FusedUNet, Reference
-from .unet_sites import UNetSite
+from .unet_sites import UNet, UNetSite
 
 logger = logging.getLogger("fusedid")
-FREQUENCIES = 4
 RIDGE = 10.0
-SHARPNESS = 1.5
-"""Score at the same place minus that one token beside it is twice this: e^3 = 20 times the weight."""
+SCORE_GAP = 3.0
+"""How much higher the score at the same place is than one token beside it: e^3 = 20 times the weight."""
 TIMESTEPS = (100, 300, 500, 700, 850, 950)
 Hidden = Mapping[str, Tensor]
 
 
-def place_code(height: int, width: int) -> Tensor:
-    """Cosines and sines of row and column, `[height * width, 4 * FREQUENCIES]`: near places have like codes.
-
-    A grid of n tokens spans half of the longest period, so that its ends differ most.
-    """
-    codes = []
-    for index, size in ((0, height), (1, width)):
-        places = torch.arange(height * width)
-        at = (places // width if index == 0 else places % width).float()
-        angles = at[:, None] * torch.arange(1, FREQUENCIES + 1) * math.pi / size
-        codes += [angles.cos(), angles.sin()]
-    return torch.cat(codes, dim=1)
-
-
-def fitted(hidden: Tensor, code: Tensor) -> Tensor:
-    """Ridge regression: W `[K, C]` with hidden `[F, N, C]` W^T near code `[N, K]` for every picture."""
+def fitted(hidden: Tensor, wanted: Tensor) -> Tensor:
+    """Ridge regression: W `[K, C]` with hidden `[F, N, C]` W^T near wanted, `[N, K]` for all pictures or `[F, N, K]`."""
     features = hidden.float().flatten(0, 1)
-    wanted = code.repeat(hidden.shape[0], 1)
+    target = wanted.expand(hidden.shape[0], *wanted.shape[-2:]).flatten(0, 1)
     gram = features.T @ features + RIDGE * torch.eye(features.shape[1])
-    return torch.linalg.solve(gram, features.T @ wanted).T
+    return torch.linalg.solve(gram, features.T @ target).T
 
 
-def looking_weights(
-    own_query: Tensor, own_key: Tensor, read_noisy: Tensor, read_clean: Tensor, heads: int
-) -> tuple[Tensor, Tensor]:
-    """(queries, keys) `[C, C]`: the first half of the heads compares places, the others stay as they are.
-
-    The scores are those of `SHARPNESS` after the attention's own division by the root of the head's width.
-    """
-    width = own_query.shape[0] // heads
-    gain = math.sqrt(SHARPNESS * math.sqrt(width))
-    query, key = own_query.clone(), own_key.clone()
-    for head in range(heads // 2):
-        rows = slice(head * width, (head + 1) * width)
-        for weight, read in ((query, read_noisy), (key, read_clean)):
-            weight[rows] = 0
-            weight[rows][: len(read)] = gain * read
-    return query, key
+def sharpness(grid: tuple[int, int]) -> float:
+    """What the product of two place codes is multiplied by for a score that falls by `SCORE_GAP` at the next token."""
+    code = place_code(*grid)
+    return SCORE_GAP / float(code[0] @ code[0] - code[0] @ code[1])
 
 
 @torch.no_grad()
-def features(base: BaseModel, fused: FusedUNet, source: Source, count: int, side: int) -> tuple[Hidden, Hidden]:
-    """What enters the queries at every site, from noisy and from clean pictures: `[F, N, C]` by LDM path."""
-    pictures = [to_rgb_pm1(square(source.picture(i), side)) for i in range(min(count, len(source)))]
-    latents = base.encode(torch.stack(pictures))
+def features(base: BaseModel, fused: FusedUNet, latents: Tensor, side: int) -> tuple[Hidden, Hidden]:
+    """What enters the queries at every site, from noisy and from clean latents: `[F, N, C]` by LDM path."""
     tokens, pooled = base.prompts([""])
     context = context_for(tokens, pooled, [(side, side)], side)
     schedule = DDPMScheduler.from_config(base.pipeline.scheduler.config)
@@ -105,31 +76,62 @@ def features(base: BaseModel, fused: FusedUNet, source: Source, count: int, side
     return {path: torch.cat([each[path] for each in noisy]) for path in clean}, clean
 
 
-def set_positions(base: BaseModel, source: Source, *, count: int, side: int) -> dict[str, Projection]:
-    """Changes the base's cross-attention queries in place; returns keys and (zero) values for an adapter to start from.
+def pictures(source: Source, count: int, side: int) -> Tensor:
+    """The first `count` pictures, `[F, 3, side, side]` in [-1, 1]."""
+    return torch.stack([to_rgb_pm1(square(source.picture(i), side)) for i in range(min(count, len(source)))])
+
+
+@torch.no_grad()
+def with_fine_attention(unet: UNet) -> UNet:
+    """A UNet of `new_base`, with attention at every resolution on the way up; what is added changes nothing yet."""
+    widths = unet.config["block_out_channels"]
+    made = new_unet([width // WIDTH for width in widths], unet.config["layers_per_block"], fine=True)
+    shapes = {name: weight.shape for name, weight in made.state_dict().items()}
+    strange = [name for name, weight in unet.state_dict().items() if shapes.get(name) != weight.shape]
+    if strange:
+        raise ValueError(f"this UNet is not of `training.new_base`, which has no place for {', '.join(strange[:3])}")
+    missing = set(made.load_state_dict(unet.state_dict(), strict=False).missing_keys)
+    for name, weight in made.named_parameters():
+        if name in missing and ".proj_out." in name:
+            nn.init.zeros_(weight)
+    return made.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def set_positions(base: BaseModel, latents: Tensor, side: int) -> None:
+    """Changes the base's cross-attention queries, keys and values in place.
 
     Raises ValueError when a head is too narrow for the code of a place.
     """
     fused = FusedUNet(base.unet, AdapterSettings(base=base.family, reference_size=side)).eval()
-    noisy, clean = features(base, fused, source, count, side)
-    return {entry.path: _set_site(base.unet, entry, noisy, clean, side) for entry in fused.site_table}
+    noisy, _ = features(base, fused, latents, side)
+    for entry in fused.site_table:
+        _set_site(base.unet, entry, noisy[entry.path], side)
 
 
-def _set_site(unet: Any, entry: UNetSite, noisy: Hidden, clean: Hidden, side: int) -> Projection:
-    block = unet.get_submodule(entry.name)
-    width = entry.site.channels // entry.site.heads
-    if width < 4 * FREQUENCIES:
-        raise ValueError(f"{entry.path}: heads of {width} numbers cannot hold a place's {4 * FREQUENCIES}")
-    code = place_code(*entry.grid((side // 8, side // 8)))
-    query, key = looking_weights(
-        block.attn1.to_q.weight.detach(),
-        block.attn1.to_k.weight.detach(),
-        fitted(noisy[entry.path], code),
-        fitted(clean[entry.path], code),
-        entry.site.heads,
-    )
-    block.attn2.to_q.weight.data.copy_(query)
-    return Projection(key, torch.zeros_like(key))
+def _set_site(unet: Any, entry: UNetSite, noisy: Tensor, side: int) -> None:
+    block, heads = unet.get_submodule(entry.name), entry.site.heads
+    width = entry.site.channels // heads
+    if width < PLACE:
+        raise ValueError(f"{entry.path}: heads of {width} numbers cannot hold a place's {PLACE}")
+    grid = entry.grid((side // 8, side // 8))
+    gain = math.sqrt(sharpness(grid) * math.sqrt(width))
+    query, key = block.attn1.to_q.weight.clone(), block.attn2.to_k.weight.clone()
+    query[: heads // 2 * width] = looking(gain * fitted(noisy, place_code(*grid)), heads // 2, width)
+    key[: heads // 2 * width] = 0
+    key[: heads // 2 * width, :PLACE] = looking(gain * torch.eye(PLACE), heads // 2, width)
+    block.attn2.to_q.weight.copy_(query)
+    block.attn2.to_k.weight.copy_(key)
+    value = torch.empty_like(block.attn2.to_v.weight[:, : PLACE + COLORS])
+    value.normal_(std=COLORS**-0.5, generator=generator("positions", entry.path))
+    block.attn2.to_v.weight[:, : PLACE + COLORS] = value
+
+
+def looking(read: Tensor, heads: int, width: int) -> Tensor:
+    """Weights `[heads * width, C]` of heads that each hold what `read` `[K, C]` reads, and zeros."""
+    weight = read.new_zeros(heads, width, read.shape[1])
+    weight[:, : len(read)] = read
+    return weight.flatten(0, 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,11 +139,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m training.positions", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     made.add_argument("--base", required=True, help="base folder of the denoiser run")
     made.add_argument("--data", required=True, help="prepared data; its train split is read")
-    made.add_argument(
-        "--out", required=True, help="folder for base/, its checkpoint and start.safetensors; must be new or empty"
-    )
+    made.add_argument("--out", required=True, help="folder for base/; must be new or empty")
     made.add_argument("--count", type=int, default=128, help="pictures to fit on")
-    made.add_argument("--side", type=int, default=128, help="pixels of picture and reference")
+    made.add_argument("--side", type=int, default=128, help="pixels of a picture")
     return made
 
 
@@ -154,13 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"--out: {out} is not empty; give a new folder, nothing is overwritten")
         base = load_base(ModelConfig(base=options.base))
-        start = set_positions(base, ShardSource(options.data), count=options.count, side=options.side)
-        out.mkdir(parents=True, exist_ok=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base.pipeline.register_modules(unet=with_fine_attention(base.unet))
+        set_positions(base, base.encode(pictures(ShardSource(options.data), options.count, options.side)), options.side)
         base.pipeline.save_pretrained(out / "base")
-        made_by = Path(options.base).expanduser().parent / CHECKPOINT
-        metadata = read_header(made_by).metadata if made_by.is_file() else {"format": "pt"}
-        write_atomic(out / CHECKPOINT, comfy_checkpoint(base.unet, base.vae), metadata)
-        save_adapter(out / "start.safetensors", start, AdapterSettings(base=base.family, reference_size=options.side))
     except ValueError as error:
         logger.error("%s", error)
         return 2
