@@ -37,9 +37,7 @@ def adapter_start(base: BaseModel, pixels: Tensor) -> dict[str, Projection]:
     side = pixels.shape[-1]
     fused = FusedUNet(base.unet, AdapterSettings(base=base.family, reference_size=side)).eval()
     tokens, pooled = base.prompts([""])
-    clean = fused.reference_hidden(
-        Reference(base.encode(pixels), context_for(tokens, pooled, [(side, side)], side))
-    )
+    clean = fused.reference_hidden(Reference(base.encode(pixels), context_for(tokens, pooled, [(side, side)], side)))
     found = {}
     for entry in fused.site_table:
         grid = entry.grid((side // 8, side // 8))

@@ -113,7 +113,7 @@ class GuidanceConfig(Config):
     style_normalisation: Literal["unit", "raw"] = "raw"
     """CLIP embeddings as they are, or every tower's at unit length."""
     style_drop: float = Field(default=0.64, ge=0, le=1)
-    """Share of samples trained without the style [paper]."""
+    """Share of samples trained without the style [paper]. 1 trains the face alone: no tower and no cache is read."""
     face_drop: float = Field(default=0.1, ge=0, le=1)
     """Share trained without the face [paper], independent of `style_drop`."""
     train: Literal["full", "lora"] = "full"
@@ -131,7 +131,12 @@ class GuidanceConfig(Config):
     @property
     def cached(self) -> bool:
         """Whether the style embeddings come from prepare's cache."""
-        return self.towers[0].path is None
+        return self.reads_style and self.towers[0].path is None
+
+    @property
+    def reads_style(self) -> bool:
+        """Whether any sample has a style."""
+        return self.style_drop < 1
 
 
 class AutoencoderConfig(Config):
@@ -152,8 +157,8 @@ class DenoiserConfig(Config):
     drop: float = Field(default=0.3, ge=0, le=1)
     """Share of samples without the thumbnail: the unconditional model, which is the one that is used."""
     people: tuple[int, ...] = Field(default=(1,), min_length=1)
-    """People side by side in a picture, each from a sample of its own; each step takes one of these at random. The batch
-    size must be a multiple of each. More than 1 needs thumbnails."""
+    """People side by side in a picture, each from a sample of its own; each step takes one of these at random. The
+    batch size must be a multiple of each. More than 1 needs thumbnails."""
 
     @field_validator("people")
     @classmethod
@@ -320,5 +325,6 @@ class TrainConfig(Config):
 def without_chance(config: TrainConfig) -> TrainConfig:
     """The same run with nothing dropped and nothing augmented, for validation."""
     plain = config.data.model_copy(update={"augment": AugmentConfig(flip=0, crop=0, color=0)})
-    guidance = config.guidance.model_copy(update={"style_drop": 0.0, "face_drop": 0.0})
+    kept = {"face_drop": 0.0, **({"style_drop": 0.0} if config.guidance.reads_style else {})}
+    guidance = config.guidance.model_copy(update=kept)
     return config.model_copy(update={"data": plain, "drops": DropConfig(face=0, text=0, both=0), "guidance": guidance})

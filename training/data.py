@@ -107,7 +107,9 @@ class PictureDraw:
             "epoch": epoch,
             "picture_id": (record.key, variant),
             "caption": record.caption,
-            "thumbnail_side": thumbnail_side(config.denoiser.drop, generator(config.seed, epoch, record.key, "condition")),
+            "thumbnail_side": thumbnail_side(
+                config.denoiser.drop, generator(config.seed, epoch, record.key, "condition")
+            ),
             "original_size": record.original_size,
             **target_picture(source, index, config.data, generator(config.seed, variant, record.key, "image")),
             **noises(config.latent_size, draws, timesteps=config.schedule.timesteps),

@@ -12,7 +12,7 @@ from attention.guidance_style import hide_region
 
 from .augment import square, to_rgb01, to_rgb_pm1
 from .config import TrainConfig
-from .data import Sample, cached_moments, noises
+from .data import Sample, cached_moments, noises, picture_variant
 from .randomness import generator, uniform
 from .source import Source
 
@@ -27,16 +27,20 @@ class GuidanceDraw:
     def __call__(self, source: Source, index: int, epoch: int) -> Sample:
         """A sample with
 
-        `pixels` `[3, H, W]` in [-1, 1] or `moments` `[8, h, w]`; `vae_noise`, `noise` `[4, h, w]`; `timestep`;
-        `style_pixels` `[H, W, 3]` in [0, 1] or `style` `[S]`; `face` `[D]` raw, zeros for a picture without a human or
-        a dropped face; `keeps_style`; `original_size`.
+        `pixels` `[3, H, W]` in [-1, 1] or `moments` `[8, h, w]`; `picture_id`, equal where the pictures are;
+        `vae_noise`, `noise` `[4, h, w]`; `timestep`; `style_pixels` `[H, W, 3]` in [0, 1] or `style` `[S]`, where the
+        run reads styles; `face` `[D]` raw, zeros for a picture without a human or a dropped face; `keeps_style`;
+        `original_size`.
         """
         config, record = self.config, source.record(index)
-        draws = {name: generator(config.seed, epoch, record.key, name) for name in ("drop", "image", "noise")}
+        draws = {name: generator(config.seed, epoch, record.key, name) for name in ("drop", "noise")}
+        variant = picture_variant(config.data, epoch)
+        draws["image"] = generator(config.seed, variant, record.key, "image")
         drop_style, drop_face = guidance_drops(config, draws["drop"])
         return {
             "key": record.key,
             "epoch": epoch,
+            "picture_id": (record.key, variant),
             "original_size": record.original_size,
             "keeps_style": not drop_style,
             "face": self._face(record.embedding, record.key, drop_face),
@@ -61,6 +65,8 @@ class GuidanceDraw:
             found["moments"] = cached_moments(source, index, "target", data.resolution)
         else:
             found["pixels"] = to_rgb_pm1(_mirrored(square(source.picture(index), data.resolution), mirror))
+        if not self.config.guidance.reads_style:
+            return found
         if self.config.guidance.cached:
             return found | {"style": source.style(index).float()}
         return found | {"style_pixels": _style(source, index, data.resolution, mirror)}

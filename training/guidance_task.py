@@ -24,6 +24,7 @@ from .data import Sample
 from .guidance_data import GuidanceDraw
 from .guidance_model import GuidanceModel, lora_tensors
 from .guidance_pictures import draw_guidance
+from .latents import LatentStore
 from .source import Source
 from .task import RunFacts
 from .text import context_for
@@ -45,10 +46,12 @@ class GuidanceTask:
         self.settings = guidance_settings(config, base, source)
         lora = config.guidance.lora if config.guidance.train == "lora" else None
         self.model = GuidanceModel(base.unet, self.settings, lora=lora)
-        self.towers = None if config.guidance.cached else VisionTowers(config.guidance.towers)
+        towers = config.guidance.reads_style and not config.guidance.cached
+        self.towers = VisionTowers(config.guidance.towers) if towers else None
         self.draw = GuidanceDraw(config, self.settings.face_width)
         self.score_draw = GuidanceDraw(without_chance(config), self.settings.face_width)
         self.noise = DDPMScheduler.from_config(base.pipeline.scheduler.config)
+        self._latents = LatentStore(base, config.data)
         self._pooled_width = pooled_width(base.unet)
 
     def to_device(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -80,15 +83,13 @@ class GuidanceTask:
 
     def embeddings(self, batch: Sample) -> tuple[Tensor, Tensor]:
         """Style `[B, S]` and face `[B, D]` as the Linear wants them; what is dropped is zero (METHOD 2.1)."""
+        face = prepare_face(batch["face"], self.settings.face_normalisation)
+        if not self.config.guidance.reads_style:
+            return face.new_zeros(len(face), self.settings.style_width), face
         raw = batch["style"] if self.towers is None else self.towers(batch["style_pixels"])
         style = prepare_style(raw, self.settings.towers, self.settings.style_normalisation)
         keep = torch.tensor(batch["keeps_style"], device=style.device)
-        return style * keep[:, None], prepare_face(batch["face"], self.settings.face_normalisation)
-
-    def _latents(self, batch: Sample) -> Tensor:
-        if "moments" in batch:
-            return self.base.from_moments(batch["moments"], batch["vae_noise"])
-        return self.base.encode(batch["pixels"], batch["vae_noise"])
+        return style * keep[:, None], face
 
     def added(self, sizes: list[tuple[int, int]]) -> dict[str, Tensor] | None:
         """SDXL's further conditions: a pooled text of zeros, as the node sends it, and the sizes."""
@@ -129,6 +130,8 @@ class GuidanceTask:
         guidance = Guidance(settings)
         prefix = "guidance."
         guidance.load_state_dict({k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)})
+        if not self.config.guidance.reads_style:  # what no style ever trained would be noise under one
+            guidance.linear.weight.data[:, : settings.style_width] = 0
         path = folder / FILE_NAME
         save_guidance(path, guidance, extra_metadata=facts.metadata)
         metadata = {"format": "pt", "fusedid.license": settings.license, **facts.metadata}

@@ -48,7 +48,7 @@ Hidden = Mapping[str, Tensor]
 
 
 def fitted(hidden: Tensor, wanted: Tensor) -> Tensor:
-    """Ridge regression: W `[K, C]` with hidden `[F, N, C]` W^T near wanted, `[N, K]` for all pictures or `[F, N, K]`."""
+    """Ridge regression: W `[K, C]` with hidden `[F, N, C]` W^T near wanted `[F, N, K]`, or `[N, K]` for all."""
     features = hidden.float().flatten(0, 1)
     target = wanted.expand(hidden.shape[0], *wanted.shape[-2:]).flatten(0, 1)
     gram = features.T @ features + RIDGE * torch.eye(features.shape[1])

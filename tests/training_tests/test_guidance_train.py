@@ -83,6 +83,16 @@ def test_a_run_writes_the_linear_and_what_the_unet_learnt(train, which, request,
     assert sum(line["kind"] == "validation" for line in lines) == 2
 
 
+def test_a_run_of_faces_alone_reads_no_style_and_leaves_none(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(MemorySource, "style", lambda *_: pytest.fail("no style is read"))
+    path = train_tiny(values(tiny_base, tmp_path / "run", guidance__style_drop=1, data__variants=1))
+    guidance = load_guidance(path)
+    assert not guidance.linear.weight[:, : guidance.settings.style_width].any()
+    assert guidance.linear.weight[:, guidance.settings.style_width :].any()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert any(line["kind"] == "validation" for line in lines)
+
+
 def test_the_file_names_the_face_encoder_and_the_prior_that_fits(tiny_base, tmp_path):
     one = [{"name": "ViT-L/14", "width": 768}]
     for name, towers, prior in (("tiny", TOWERS, ""), ("clip_l", one, "karlo"), ("both", one + TOWERS, "")):

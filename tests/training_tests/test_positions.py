@@ -34,7 +34,7 @@ def base(tmp_path: Path):
 
 def test_the_fit_finds_a_linear_relation_and_is_not_misled_by_noise():
     generator = torch.Generator().manual_seed(0)
-    code, mixing = place_code(8, 8), torch.randn(16, 64, generator=generator)
+    code, mixing = place_code(8, 8), torch.randn(PLACE, 64, generator=generator)
     clean = (code @ mixing).expand(32, 64, 64)
     noisy = clean + 2 * torch.randn(32, 64, 64, generator=generator)
     read = noisy @ fitted(noisy, code).T
