@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--face-pack-root", type=Path, action="append", default=[], help="folder with models/<pack>")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--steps", type=int, default=25)
-    made.add_argument("--guidance-scale", type=float, default=3.0)
+    made.add_argument("--guidance-scale", type=float, default=2.0)
     return made
 
 
