@@ -33,7 +33,8 @@ from .references import Person
 from .sample import Studio, open_studio
 
 logger = logging.getLogger("fusedid")
-STRENGTHS = (0.5, 1.0, 2.0)
+VALUE_STRENGTHS = (0.25, 0.5, 1.0)
+"""Not `strength`, the share of the softmax: with nothing but zeros as text, nothing competes with the face keys."""
 PAD, LABEL, SHOWN = 12, 34, 224
 STRANGER_SEED = 1000
 
@@ -93,10 +94,10 @@ def sheet_panels(
     panels = [Panel(face, "reference")]
     nobody = np.asarray(studio.draw([], plain)[0])
     panels.append(Panel(nobody, scored("without identity", face, nobody, encoder)))
-    for strength in STRENGTHS:
-        drawn = studio.draw([person], replace(plain, controls=FaceControls(strength=strength)))
+    for strength in VALUE_STRENGTHS:
+        drawn = studio.draw([person], replace(plain, controls=FaceControls(value_strength=strength)))
         picture = np.asarray(drawn[0])
-        panels.append(Panel(picture, scored(f"strength {strength:g}", face, picture, encoder)))
+        panels.append(Panel(picture, scored(f"value strength {strength:g}", face, picture, encoder)))
     stranger = np.asarray(studio.draw([], replace(plain, seed=options.seed + STRANGER_SEED))[0])
     panels.append(Panel(stranger, "a made-up person"))
     left, right = bands(SIDE, 2)

@@ -31,9 +31,9 @@ SIDE = 512
 RUN_SECONDS = 3600.0
 MINIATURE_PANELS = (
     "Without identity",
-    "Strength 0.5",
-    "Strength 1",
-    "Strength 2",
+    "Value strength 0.25",
+    "Value strength 0.5",
+    "Value strength 1",
     "A made-up person",
     "Both, routed",
 )

@@ -88,7 +88,7 @@ def test_the_demo_writes_its_sheet(tmp_path, capsys):
     words = ["--out", str(tmp_path), "--steps", "3", "--face-pack-root", str(tmp_path)]
     assert demo.main(words) == 0
     said = capsys.readouterr().out
-    assert "strength 2" in said and "likeness was not measured" in said
+    assert "value strength 0.5" in said and "likeness was not measured" in said
     picture = np.asarray(Image.open(tmp_path / "miniature.png"))
     assert picture.shape[1] > 4 * demo.SHOWN and picture[..., 0].std() > 30
 

@@ -87,7 +87,10 @@ class RowConfig(Config):
     wrong_person: bool = False
     """Control: the next person's references are shown, and the picture is scored against the person it stands for."""
     strength: float = Field(default=1.0, ge=0, le=10)
-    """0 is the base model, 1 the paper."""
+    """0 is the base model, 1 the paper: the face keys' share of the softmax. Where nothing competes with them, as under a
+    base without text, it changes little."""
+    value_strength: float = Field(default=1.0, ge=0, le=10)
+    """Factor on the face values, 1 the paper."""
     combine: Literal["fused", "decoupled"] | None = None
     """One softmax or two."""
     timestep: Literal["clean", "matched"] | None = None

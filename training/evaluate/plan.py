@@ -71,7 +71,7 @@ def make_row(protocol: Protocol, name: str, made_by: dict[str, Any]) -> Row:
         height=row.height or draw.height,
         steps=draw.steps,
         guidance_scale=draw.guidance_scale,
-        controls=FaceControls(strength=row.strength),
+        controls=FaceControls(strength=row.strength, value_strength=row.value_strength),
     )
     settings = row.model_dump(include={"combine", "timestep", "length"}) if row.shows_faces else {}
     kind = row.adapter if row.adapter in NO_FILE else "file"
@@ -147,4 +147,6 @@ def _key(row: Row, shown: Sequence[Subject], prompt: str, seed: int) -> str:
     if config.shows_faces or config.adapter == THROUGH_VAE:
         crops = [[picture_hash(crop) for crop in one.references(config.references)] for one in shown]
         facts["faces"] = [crops, config.routed, config.strength]
+        if config.value_strength != 1:
+            facts["value_strength"] = config.value_strength
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
