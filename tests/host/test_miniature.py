@@ -55,7 +55,9 @@ def test_the_face_is_recognised_in_comfyui_too(pictures, assets):
 
     encoder = open_pack("test_pack", [str(assets / "insightface")])
     face = found_face(astronaut(), encoder)
-    alike = {title: likeness(face, pictures[0][title], encoder) or 0.0 for title in ("Without identity", "Value strength 1")}
+    alike = {
+        title: likeness(face, pictures[0][title], encoder) or 0.0 for title in ("Without identity", "Value strength 1")
+    }
     routed = likeness(face, pictures[0]["Both, routed"][:, :128], encoder) or 0.0
     assert alike["Value strength 1"] > alike["Without identity"] + 0.15, alike
     assert routed > alike["Without identity"] + 0.1, (routed, alike)
