@@ -87,8 +87,8 @@ class RowConfig(Config):
     wrong_person: bool = False
     """Control: the next person's references are shown, and the picture is scored against the person it stands for."""
     strength: float = Field(default=1.0, ge=0, le=10)
-    """Factor on the face keys' share of the softmax: 0 is the base model, 1 the paper. Where nothing competes with them,
-    as on a base without text, it changes little."""
+    """Factor on the face keys' share of the softmax: 0 is the base model, 1 the paper. On a base without text nothing
+    competes with them, and it changes little."""
     value_strength: float = Field(default=1.0, ge=0, le=10)
     """Factor on the face values, 1 the paper."""
     combine: Literal["fused", "decoupled"] | None = None
