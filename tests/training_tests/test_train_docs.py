@@ -93,3 +93,13 @@ def test_the_cost_table_is_what_the_command_prints(sd15_cost):
 @pytest.mark.parametrize(("family", "resolution"), [("sd15", 1024), ("sdxl", 512), ("sdxl", 1024)])
 def test_the_rest_of_the_cost_table_is_what_the_command_prints(family, resolution):
     assert table([cost(family, resolution)]).splitlines()[2] in TEXT
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "configs" / "mini").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_of_the_miniature_loads_and_is_in_the_page(path):
+    assert f"training/configs/mini/{path.name}" in TEXT
+    if path.stem != "prepare":
+        command = path.read_text(encoding="utf-8").splitlines()[0]
+        assert f"--config training/configs/mini/{path.name}" in command
+        config = load_config(TrainConfig, str(path), ["model.base=base", "data.root=data"])
+        assert config.run == f"runs/mini_{path.stem}"
