@@ -291,6 +291,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _whole_pictures(self) -> TrainConfig:
+        if self.denoiser.condition == "thumbnail" and self.data.latents == "cached":
+            raise ValueError("denoiser.condition=thumbnail is made from the pictures; set data.latents to encode")
         for people in self.denoiser.people:
             if self.schedule.batch_size % people:
                 raise ValueError(f"schedule.batch_size ({self.schedule.batch_size}) is no multiple of {people} people")

@@ -62,8 +62,8 @@ def sharpness(grid: tuple[int, int]) -> float:
 
 
 @torch.no_grad()
-def features(base: BaseModel, fused: FusedUNet, latents: Tensor, side: int) -> tuple[Hidden, Hidden]:
-    """What enters the queries at every site, from noisy and from clean latents: `[F, N, C]` by LDM path."""
+def noisy_features(base: BaseModel, fused: FusedUNet, latents: Tensor, side: int) -> Hidden:
+    """What enters the queries at every site, from latents at every noise level: `[F, N, C]` by LDM path."""
     tokens, pooled = base.prompts([""])
     context = context_for(tokens, pooled, [(side, side)], side)
     schedule = DDPMScheduler.from_config(base.pipeline.scheduler.config)
@@ -72,8 +72,7 @@ def features(base: BaseModel, fused: FusedUNet, latents: Tensor, side: int) -> t
         at = torch.full((len(latents),), timestep)
         x = schedule.add_noise(latents, torch.randn(latents.shape, generator=gen), at)
         noisy.append(fused.reference_hidden(Reference(x, context, at)))
-    clean = fused.reference_hidden(Reference(latents, context))
-    return {path: torch.cat([each[path] for each in noisy]) for path in clean}, clean
+    return {path: torch.cat([each[path] for each in noisy]) for path in noisy[0]}
 
 
 def pictures(source: Source, count: int, side: int) -> Tensor:
@@ -104,7 +103,7 @@ def set_positions(base: BaseModel, latents: Tensor, side: int) -> None:
     Raises ValueError when a head is too narrow for the code of a place.
     """
     fused = FusedUNet(base.unet, AdapterSettings(base=base.family, reference_size=side)).eval()
-    noisy, _ = features(base, fused, latents, side)
+    noisy = noisy_features(base, fused, latents, side)
     for entry in fused.site_table:
         _set_site(base.unet, entry, noisy[entry.path], side)
 

@@ -64,6 +64,7 @@ def test_one_person_is_the_plain_attention(unet):
         ({"denoiser__people": (1, 3), "denoiser__condition": "thumbnail", "schedule__batch_size": 4}, "multiple of 3"),
         ({"denoiser__people": (2,), "schedule__batch_size": 4}, "told apart"),
         ({"denoiser__people": (0,), "denoiser__condition": "thumbnail"}, "at least 1"),
+        ({"denoiser__condition": "thumbnail", "data__latents": "cached"}, "made from the pictures"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
