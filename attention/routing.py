@@ -130,16 +130,23 @@ def _require_all_present(masks_IHW: Tensor) -> None:
             )
 
 
-def token_weights(masks_IHW: Tensor, grid_hw: tuple[int, int], *, background: Background, soft: bool) -> Tensor:
+def token_weights(
+    masks_IHW: Tensor,
+    grid_hw: tuple[int, int],
+    *,
+    background: Background,
+    soft: bool,
+    elsewhere_I: Tensor | None = None,
+) -> Tensor:
     """Weight `w_i(q)` of every identity at every query: the exponential of METHOD 1.4's route term.
 
-    Receives: resolved masks `[I, H, W]`, the layer's token grid. Returns: `[I, Q]` in [0, 1]; zeros and ones only
-    when `soft` is False.
+    Receives: resolved masks `[I, H, W]`, the layer's token grid; for a view of a larger picture bool `[I]` from
+    `grid.seen_elsewhere`. Returns: `[I, Q]` in [0, 1]; zeros and ones only when `soft` is False.
     """
     if background not in BACKGROUNDS:
         raise ValueError(f"unknown background policy {background!r}; known: {', '.join(BACKGROUNDS)}")
     coverage = masks_to_tokens(masks_IHW, grid_hw)
-    owned = exclusive_tokens(coverage, grid_hw)
+    owned = exclusive_tokens(coverage, grid_hw, elsewhere_I)
     share = _softened(coverage, owned) if soft else owned
     if background == "all":
         share = share + (1.0 - share.sum(0, keepdim=True)).clamp_min(0.0)
@@ -174,7 +181,13 @@ def _region(weights_IQ: Tensor, identities: tuple[int, ...], queries: Tensor) ->
 
 
 def route(
-    masks_IHW: Tensor, grid_hw: tuple[int, int], *, background: Background = "all", soft: bool = False
+    masks_IHW: Tensor,
+    grid_hw: tuple[int, int],
+    *,
+    background: Background = "all",
+    soft: bool = False,
+    elsewhere_I: Tensor | None = None,
 ) -> tuple[Region, ...]:
     """Regions of one layer from resolved image-space masks `[I, H, W]` (METHOD 1.4)."""
-    return regions_from_weights(token_weights(masks_IHW, grid_hw, background=background, soft=soft))
+    weights = token_weights(masks_IHW, grid_hw, background=background, soft=soft, elsewhere_I=elsewhere_I)
+    return regions_from_weights(weights)

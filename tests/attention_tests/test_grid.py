@@ -11,8 +11,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention.grid import crop_masks, exclusive_tokens, grid_at_level, levels_between, masks_to_tokens
-from attention.routing import route
+from attention.grid import (
+    crop_masks,
+    exclusive_tokens,
+    grid_at_level,
+    levels_between,
+    masks_to_tokens,
+    seen_elsewhere,
+    view_masks,
+)
+from attention.routing import BACKGROUNDS, route, token_weights
 
 SIZES = st.integers(1, 200)
 DOWN = torch.nn.Conv2d(1, 1, 3, stride=2, padding=1, device="meta")  # what SD's Downsample holds
@@ -173,3 +181,80 @@ def test_someone_outside_the_area_is_not_brought_into_it() -> None:
 def test_a_token_belongs_to_someone_from_half_of_its_cell_on() -> None:
     coverage = torch.tensor([[1.0, 0.5, 0.49, 0.3], [0.0, 0.0, 0.0, 0.7]])
     assert exclusive_tokens(coverage, (1, 4)).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def view_of(top: float, left: float, bottom: float, right: float, size: tuple[int, int]) -> tuple[float, ...]:
+    """A view from its borders in pixels of a picture (height, width)."""
+    return top / size[0], left / size[1], bottom / size[0], right / size[1]
+
+
+@pytest.mark.parametrize("scale", [1, 3, 8])
+def test_a_view_with_borders_on_pixels_is_these_pixels(scale: int) -> None:
+    masks = torch.rand(2, 45, 64, generator=torch.Generator().manual_seed(1))
+    for top, left, bottom, right in [(0, 0, 45, 64), (20, 30, 45, 64), (44, 63, 45, 64), (2, 3, 15, 10)]:
+        view = view_of(top * scale, left * scale, bottom * scale, right * scale, (45 * scale, 64 * scale))
+        assert torch.equal(view_masks(masks, view), masks[:, top:bottom, left:right])  # type: ignore[arg-type]
+
+
+@settings(max_examples=150)
+@given(masks=boxes(), data=st.data(), finer=st.integers(2, 7))
+def test_a_view_between_pixels_has_the_means_of_what_its_cells_cover(
+    masks: Tensor, data: st.DataObject, finer: int
+) -> None:
+    """The picture is `finer` times larger than its masks, and the view's borders are pixels of the picture."""
+    height, width = masks.shape[1] * finer, masks.shape[2] * finer
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    seen = view_masks(masks, view_of(top, left, bottom, right, (height, width)))  # type: ignore[arg-type]
+    assert min(seen.shape) >= 1 and float(seen.min()) >= 0 and float(seen.max()) <= 1 + 1e-5
+    large = masks.repeat_interleave(finer, 1).repeat_interleave(finer, 2)[:, top:bottom, left:right]
+    assert torch.allclose(seen.mean((1, 2)), large.mean((1, 2)), atol=1e-5)
+    rows, columns_ = seen.shape[1:]
+    if (bottom - top) % rows == 0 and (right - left) % columns_ == 0:
+        assert torch.allclose(seen.flatten(1), masks_to_tokens(large, (rows, columns_)), atol=1e-5)
+
+
+def test_what_a_view_shows_beside_the_picture_is_nobodys() -> None:
+    masks = torch.ones(1, 4, 4)
+    seen = view_masks(masks, (0.0, -0.5, 1.0, 1.5))
+    assert seen.tolist() == [[[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]] * 4]
+
+
+@pytest.mark.parametrize("view", [(0.5, 0.0, 0.5, 1.0), (0.0, 0.7, 1.0, 0.2)])
+def test_a_view_without_size_is_refused(view: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="it shows nothing"):
+        view_masks(torch.ones(1, 4, 4), view)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200)
+@given(masks=boxes(), data=st.data(), soft=st.booleans(), background=st.sampled_from(BACKGROUNDS))
+def test_tokens_in_a_view_see_whom_they_see_in_the_whole_picture(
+    masks: Tensor, data: st.DataObject, soft: bool, background: str
+) -> None:
+    cell = data.draw(st.integers(1, 5))
+    grid = (masks.shape[1] // cell, masks.shape[2] // cell)
+    assume(min(grid) > 0)
+    masks = masks[:, : grid[0] * cell, : grid[1] * cell]
+    assume(bool((masks.amax((1, 2)) > 0).all()) and float(masks.sum(0).max()) <= 1)
+    top, left = data.draw(st.integers(0, grid[0] - 1)), data.draw(st.integers(0, grid[1] - 1))
+    bottom, right = data.draw(st.integers(top + 1, grid[0])), data.draw(st.integers(left + 1, grid[1]))
+    view = view_of(top, left, bottom, right, grid)
+    how = {"background": background, "soft": soft}
+    whole = token_weights(masks, grid, **how).unflatten(1, grid)[:, top:bottom, left:right]  # type: ignore[arg-type]
+    coverage = masks_to_tokens(masks, grid)
+    assume(bool((coverage.amax(1) >= 0.5).all()))  # nobody is so small that only the whole picture shows them
+    ties = coverage.unflatten(1, grid).sort(0).values
+    assume(len(masks) == 1 or bool(((ties[-1] != ties[-2]) | (ties[-1] < 0.5)).all()))
+    seen, away = view_masks(masks, view), seen_elsewhere(masks, view)  # type: ignore[arg-type]
+    found = token_weights(seen, (bottom - top, right - left), elsewhere_I=away, **how)  # type: ignore[arg-type]
+    assert torch.allclose(found, whole.flatten(1), atol=1e-6)
+
+
+def test_only_who_is_in_no_other_part_of_the_picture_must_have_a_token_in_this_one() -> None:
+    masks = torch.zeros(2, 8, 16)
+    masks[0, :, 7:], masks[1, 3, 2] = 1, 1  # the first reaches one pixel into the left half, the second is tiny
+    view = (0.0, 0.0, 1.0, 0.5)
+    left, away = view_masks(masks, view), seen_elsewhere(masks, view)
+    assert away.tolist() == [True, False]
+    assert exclusive_tokens(masks_to_tokens(left, (2, 2)), (2, 2), away).tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
+    assert exclusive_tokens(masks_to_tokens(left, (2, 2)), (2, 2)).sum(1).tolist() == [1, 1]
