@@ -1,14 +1,20 @@
-"""Fixtures: shared assets, the real ComfyUI in this process, the pack as ComfyUI loads it, small models."""
+"""Fixtures: shared assets, the real ComfyUI in this process, the pack as ComfyUI loads it, small models.
+
+Ends with how many host, assets and browser tests ran, and why others did not.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import dev
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "host"))  # last, so that nothing there can shadow a real module
@@ -17,6 +23,7 @@ import comfy_host  # noqa: E402
 import cpu_torch  # noqa: E402
 import face_pack  # noqa: E402
 import live_server  # noqa: E402
+import run_counts  # noqa: E402
 import small_models as small_models_module  # noqa: E402
 
 cpu_torch.install()
@@ -24,8 +31,9 @@ cpu_torch.install()
 # `--hypothesis-profile=default` draws new ones.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
-host_tests: set[str] = set()
-"""Node ids of the collected host tests; a report's keywords would also match the folder's name."""
+TITLES = {"host": "HOST TESTS", "assets": "ASSETS", "browser": "BROWSER"}
+counted_tests: dict[str, set[str]] = {marker: set() for marker in TITLES}
+"""Node ids of the collected tests by marker; a report's keywords would also match the folder's name."""
 
 
 def find_assets() -> Path | None:
@@ -46,11 +54,11 @@ def assets() -> Path:
 
 @pytest.fixture(scope="session")
 def comfyui_checkout() -> Path:
-    """The first ComfyUI checkout found; skips when there is none."""
-    paths = comfy_host.comfyui_paths()
-    if not paths:
+    """The newest ComfyUI checkout found; skips when there is none."""
+    checkouts = dev.find_checkouts()
+    if not checkouts:
         pytest.skip(comfy_host.HOW_TO)
-    return paths[0]
+    return checkouts[0].path
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +99,7 @@ def server(comfyui_checkout: Path, comfyui_base: Path) -> Iterator[live_server.L
     running.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever uses a ComfyUI checkout is a host test, whoever uses the assets an assets test."""
     for item in items:
@@ -99,20 +108,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.host)
         if "assets" in fixtures:
             item.add_marker(pytest.mark.assets)
-    host_tests.update(item.nodeid for item in items if item.get_closest_marker("host"))
+    for marker, tests in counted_tests.items():
+        tests.update(item.nodeid for item in items if item.get_closest_marker(marker))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says loudly how many host tests ran: a green run without a host proves much less."""
-    counts = {
-        kind: sum(report.nodeid in host_tests for report in terminalreporter.stats.get(kind, []))
-        for kind in ("passed", "failed", "error", "skipped")
-    }
+    """Says loudly what ran and what did not: a green run without a host or a real face model proves much less."""
     try:
-        paths = comfy_host.comfyui_paths()
-    except ValueError as error:
+        checkout = next(iter(dev.find_checkouts()), None)
+    except SystemExit as error:
         terminalreporter.write_line(f"HOST TESTS: {error}", bold=True, red=True)
         return
-    where = f"ComfyUI {comfy_host.comfyui_version(paths[0])} at {paths[0]}" if paths else comfy_host.HOW_TO
-    ran = counts["passed"] + counts["failed"] + counts["error"]
-    terminalreporter.write_line(f"HOST TESTS: {ran} ran, {counts['skipped']} skipped ({where})", bold=True)
+    possible = {
+        "host": checkout is not None,
+        "assets": find_assets() is not None,
+        "browser": checkout is not None and shutil.which("chromium") is not None,
+    }
+    where = f"ComfyUI {checkout.version}" if checkout else "without ComfyUI"
+    if checkout and (wrong := comfy_host.foreign_frontend(checkout.path)):
+        terminalreporter.write_line(f"WRONG ENVIRONMENT for {where}: {wrong}; use dev.py test", bold=True, red=True)
+    for marker, title in TITLES.items():
+        ran, skipped = run_counts.run_and_skipped(terminalreporter.stats, counted_tests[marker])
+        line = f"{title} ({where}): {run_counts.sentence(ran, skipped)}"
+        terminalreporter.write_line(line, bold=True)
+        run_counts.tell_dev(line, ran, possible=possible[marker])

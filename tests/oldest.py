@@ -2,7 +2,7 @@
 
     python3.10 tests/oldest.py --comfyui PATH [--venv FOLDER] [pytest arguments]
 
-Makes an environment of its own (default: .venv/oldest) and installs requirements-oldest.txt and the checkout's
+Makes an environment of its own (default: .venv-oldest) and installs requirements-oldest.txt and the checkout's
 requirements into it; `pip check` must find nothing.
 """
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status of pip check or pytest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv" / "oldest")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-oldest")
     options, rest = parser.parse_known_args(argv)
     if sys.version_info[:2] != (3, 10):
         parser.error(f"this is Python {sys.version.split()[0]}; the oldest libraries have wheels for 3.10")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         subprocess.run([sys.executable, "-m", "venv", str(options.venv)], check=True)
     host = options.comfyui.resolve() / "requirements.txt"
     wanted = ["-c", str(LIST), "-r", str(LIST), *COMPANIONS, "-r", str(host), "requests"]
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "-qq", *wanted], check=True)
     if code := subprocess.run([str(python), "-m", "pip", "check"]).returncode:
         return code
     left_out = [word for test in LEFT_OUT for word in ("--deselect", test)]

@@ -1,10 +1,10 @@
-"""Finds a ComfyUI checkout and imports it in this process, on CPU; whatever it writes goes to a temp folder."""
+"""Imports a ComfyUI checkout in this process, on CPU; whatever it writes goes to a temp folder."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-import os
+import importlib.metadata
 import re
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 MODEL_FOLDERS = ("checkpoints", "diffusion_models", "vae", "vae_approx", "text_encoders", "loras", "controlnet")
-HOW_TO = "set COMFYUI_PATH to a ComfyUI checkout (or have one in ~/ComfyUI) to run the host tests"
+HOW_TO = "set COMFYUI_PATH to a ComfyUI checkout (or have one in ~/ComfyUI*) to run the host tests"
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,24 @@ class Pack:
         return importlib.import_module(f"{self.module.__name__}.{name}")
 
 
-def comfyui_paths() -> list[Path]:
-    """Checkouts named by COMFYUI_PATH (a path list; `none` turns host tests off), else ~/ComfyUI when it is one."""
-    named = [Path(entry).expanduser() for entry in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if entry]
-    if named == [Path("none")]:
-        return []
-    wrong = [str(path) for path in named if not (path / "nodes.py").is_file()]
-    if wrong:
-        raise ValueError(f"COMFYUI_PATH names {wrong}, where there is no nodes.py: {HOW_TO}, or set it to none")
-    return [path.resolve() for path in named or [Path.home() / "ComfyUI"] if (path / "nodes.py").is_file()]
-
-
 def comfyui_version(path: Path) -> str:
     """The version a checkout calls itself, `unknown` before 2025."""
     file = path / "comfyui_version.py"
     found = re.search(r'"([^"]+)"', file.read_text(encoding="utf-8")) if file.is_file() else None
     return found.group(1) if found else "unknown"
+
+
+def foreign_frontend(path: Path) -> str | None:
+    """Which frontend this environment has, where the checkout pins another one; None when they agree."""
+    text = (path / "requirements.txt").read_text(encoding="utf-8")
+    pinned = re.search(r"^comfyui-frontend-package==(\S+)", text, flags=re.MULTILINE)
+    try:
+        installed = importlib.metadata.version("comfyui-frontend-package")
+    except importlib.metadata.PackageNotFoundError:
+        installed = "no version"
+    if pinned is None or pinned[1] == installed:
+        return None
+    return f"it pins frontend {pinned[1]}, here is {installed}"
 
 
 def make_base(base: Path) -> Path:
