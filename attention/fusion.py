@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .community.orthogonal import OFF, V1, leading_share, leading_tokens, orthogonal_branch, require_orthogonal
 from .routing import Region, everywhere
 from .wide_heads import Attend, WideHeads, num_parts, split_number, split_tensor
 
@@ -121,17 +122,22 @@ def decoupled_attention(
     attend: Attend = sdpa_attend,
     regions: Sequence[Region] | None = None,
     controls: FaceControls = PAPER,
+    orthogonal: str = OFF,
 ) -> Tensor:
     """IP-Adapter's form, for comparison: two softmaxes, outputs added, `strength` times the face branch.
 
-    Arguments and result as `fused_attention`.
+    Arguments and result as `fused_attention`. orthogonal: PuLID's projection of the face branch.
     """
+    require_orthogonal(orthogonal)
     no_faces: Sequence[FaceKeys] = ()
     spans = regions if any(region.text for region in regions or ()) else None  # else all queries see the same text
     text = fused_attention(
         q, text_key, text_value, no_faces, heads=heads, attend=attend, regions=spans, controls=controls
     )
-    return text + face_branch(q, faces, heads=heads, attend=attend, regions=regions, controls=controls)
+    beside = None if orthogonal == OFF else text
+    return text + face_branch(
+        q, faces, heads=heads, attend=attend, regions=regions, controls=controls, text=beside, orthogonal=orthogonal
+    )
 
 
 def face_branch(
@@ -142,10 +148,14 @@ def face_branch(
     attend: Attend = sdpa_attend,
     regions: Sequence[Region] | None = None,
     controls: FaceControls = PAPER,
+    text: Tensor | None = None,
+    orthogonal: str = OFF,
 ) -> Tensor:
     """The added branch of `decoupled_attention`: `strength` * softmax(M_f + a Q K_f^T / sqrt(d)) V_f.
 
     A query that sees no face gets zero. In a soft border the branch fades with the largest weight there.
+    text: the text's output `[B, Q, C]`, where the branch is projected: per region, over the queries that the branch is
+    added to, so that nobody's region depends on another's face.
     """
 
     def region_output(q_region: Tensor, region: Region) -> Tensor:
@@ -157,11 +167,35 @@ def face_branch(
         terms = [Term(face.log_weight, face.log_size) for face in visible]
         columns = [region.identities.index(face.identity) for face in visible]
         out = _attend_with_terms(q_region, keys, values, terms, columns, region.log_weight, heads, attend)
+        if text is not None:
+            beside = text if region.queries is None else text.index_select(1, region.queries)
+            bias = _dense(terms, keys, columns, region.log_weight)
+            kept = 0.0 if orthogonal == V1 else _kept(q_region, keys, bias, orthogonal, heads)
+            out = orthogonal_branch(out, beside, kept)
         if region.log_weight is None:
             return out
         return out * region.log_weight.exp().amax(1, keepdim=True).to(out)
 
     return _by_region(_scaled(q, controls.scale), regions or everywhere(_count(faces)), region_output)
+
+
+def _kept(q: Tensor, keys: Sequence[Tensor], bias: Tensor | None, orthogonal: str, heads: int) -> Tensor:
+    leading = leading_tokens([key.shape[1] for key in keys], q.device)
+    return leading_share(q, _joined(keys), leading, orthogonal, heads=heads, bias=bias)
+
+
+def _dense(
+    terms: Sequence[Term], keys: Sequence[Tensor], columns: Sequence[int], log_weight_QI: Tensor | None
+) -> Tensor | None:
+    """The score terms as one tensor `[1 or Q, K]`; None where they are all the same."""
+    if log_weight_QI is None and all(term.each is None and term.constant == terms[0].constant for term in terms):
+        return None
+    parts = []
+    for term, key, column in zip(terms, keys, columns):
+        each = torch.zeros(key.shape[1]) if term.each is None else term.each.float()
+        part = each.to(key.device)[None] + term.constant
+        parts.append(part if log_weight_QI is None else part + log_weight_QI[:, column, None].to(part))
+    return torch.cat(parts, dim=1)
 
 
 def _count(faces: Sequence[FaceKeys]) -> int:

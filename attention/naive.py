@@ -42,8 +42,12 @@ def naive_decoupled_attention(
     heads: int,
     weights_IQ: Tensor | None = None,
     controls: FaceControls = PAPER,
+    orthogonal: str = "off",
 ) -> Tensor:
-    """Two softmaxes: the text's, plus strength times the faces' (zero where no face may be seen)."""
+    """Two softmaxes: the text's, plus strength times the faces' (zero where no face may be seen).
+
+    orthogonal: as `fusion.decoupled_attention`; here for one region, where every query sees every face.
+    """
     no_terms = torch.zeros(q.shape[1], text_key.shape[1])
     text = _softmax_attention(q, text_key, text_value, no_terms, heads, controls.scale)
     k = torch.cat([controls.key_strength * face.key.expand(q.shape[0], -1, -1) for face in faces], 1)
@@ -51,8 +55,38 @@ def naive_decoupled_attention(
     M = torch.cat([_face_terms(face, q.shape[1], weights_IQ) for face in faces], 1)
     M = M.masked_fill(M.isneginf().all(1, keepdim=True), 0.0)  # a row that sees no face: a softmax of -inf is NaN ...
     face = _softmax_attention(q, k, v, M, heads, controls.scale)
+    if orthogonal != "off":
+        assert weights_IQ is None
+        kept = 0.0 if orthogonal == "v1" else _leading_share(controls.scale * q, k, M, faces, heads, orthogonal == "v2")
+        face = face - (1 - kept) * _along(face, text)
     fade = torch.ones(q.shape[1]) if weights_IQ is None else weights_IQ.amax(0)  # ... and fades to nothing here
     return text + controls.strength * fade[None, :, None].to(q) * face
+
+
+def _along(face: Tensor, text: Tensor) -> Tensor:
+    """Of every channel of `[B, Q, C]`, a vector over the queries: its part in the direction of the text's."""
+    out = torch.zeros_like(face)
+    for row in range(face.shape[0]):
+        for channel in range(face.shape[2]):
+            t, f = text[row, :, channel], face[row, :, channel]
+            out[row, :, channel] = t * (t @ f) / (t @ t)
+    return out
+
+
+def _leading_share(q: Tensor, k: Tensor, M_QK: Tensor, faces: Sequence[FaceKeys], heads: int, per_head: bool) -> Tensor:
+    """v2's share of the face's first five tokens: per head and pixel, or of all channels and the whole picture."""
+    starts: list[int] = []
+    start = 0
+    for face in faces:
+        starts += range(start, start + min(5, face.key.shape[1]))
+        start += face.key.shape[1]
+    width = q.shape[-1] // heads if per_head else q.shape[-1]
+    shares = []
+    for first in range(0, q.shape[-1], width):
+        scores = q[..., first : first + width] @ k[..., first : first + width].transpose(1, 2)
+        shares.append((scores + M_QK).softmax(-1)[..., starts].sum(-1, keepdim=True))
+    share = torch.stack(shares).mean(0)
+    return share if per_head else share.mean(1, keepdim=True)
 
 
 def _face_terms(face: FaceKeys, num_queries: int, weights_IQ: Tensor | None) -> Tensor:

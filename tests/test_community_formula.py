@@ -88,13 +88,14 @@ def _inputs(adapter: CommunityAdapter) -> FaceInputs:
 # --- the formulas once more, with torch modules and loops over heads ---------------------------------------------
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, shares: Tensor | None = None) -> Tensor:
     width = q.shape[-1] // heads
     parts = []
     for h in range(heads):
         columns = slice(h * width, (h + 1) * width)
         scores = q[..., columns] @ k[..., columns].transpose(1, 2) / math.sqrt(width)
-        parts.append(scores.softmax(-1) @ v[..., columns])
+        odds = (scores - scores.amax(-1, keepdim=True)).exp() * (1.0 if shares is None else shares)
+        parts.append(odds / odds.sum(-1, keepdim=True) @ v[..., columns])
     return torch.cat(parts, -1)
 
 
@@ -107,12 +108,16 @@ def _norm(weights: dict[str, Tensor], name: str) -> nn.Module:
     return _module(nn.LayerNorm(weights[f"{name}.weight"].shape[0]), weights, f"{name}.")
 
 
-def _perceiver(weights: dict[str, Tensor], features: Tensor, latents: Tensor, layer: int) -> Tensor:
+def _perceiver(
+    weights: dict[str, Tensor], features: Tensor, latents: Tensor, layer: int, shares: Tensor | None = None
+) -> Tensor:
+    """shares: of every key, a factor on its part of the softmax."""
     name = f"layers.{layer}.0."
     x, y = _norm(weights, f"{name}norm1")(features), _norm(weights, f"{name}norm2")(latents)
     both = torch.cat([x, y], 1) @ weights[f"{name}to_kv.weight"].T
     inner = both.shape[-1] // 2
-    seen = _softmax_attention(y @ weights[f"{name}to_q.weight"].T, both[..., :inner], both[..., inner:], inner // 64)
+    query = y @ weights[f"{name}to_q.weight"].T
+    seen = _softmax_attention(query, both[..., :inner], both[..., inner:], inner // 64, shares)
     latents = latents + seen @ weights[f"{name}to_out.weight"].T
     name = f"layers.{layer}.1."
     wide = nn.functional.gelu(_norm(weights, f"{name}0")(latents) @ weights[f"{name}1.weight"].T)
@@ -147,7 +152,9 @@ def _expected_tokens(adapter: CommunityAdapter, inputs: FaceInputs) -> Tensor:
         return _module(layers, w, "proj.")(inputs.clip_hidden)
     raw = inputs.embedding
     unit = raw / raw.norm(dim=1, keepdim=True)
-    if family in (known.INSTANTID, known.PORTRAIT_UNNORM):
+    if family == known.INSTANTID:
+        return _resampled(w, raw.mean(0).view(1, 1, 512))
+    if family == known.PORTRAIT_UNNORM:
         return _resampled(w, raw.view(REFERENCES, 1, 512))
     if family in (known.PULID_V1, known.PULID_V11):
         return _expected_pulid(w, family, raw, inputs, context)
@@ -161,22 +168,32 @@ def _expected_tokens(adapter: CommunityAdapter, inputs: FaceInputs) -> Tensor:
 
 
 def _expected_pulid(
-    w: dict[str, Tensor], family: known.CommunityFamily, raw: Tensor, inputs: FaceInputs, context: int
+    w: dict[str, Tensor],
+    family: known.CommunityFamily,
+    raw: Tensor,
+    inputs: FaceInputs,
+    context: int,
+    weights: tuple[float, ...] = (1.0,) * REFERENCES,
 ) -> Tensor:
+    """All references in one row. weights: below 1 for references that count less wherever v1.1's encoder looks."""
     condition = torch.cat([raw, inputs.eva_embed / inputs.eva_embed.norm(dim=1, keepdim=True)], 1)
     if family == known.PULID_V1:
-        tokens = [_mlp(w, "body")(condition).view(REFERENCES, 5, context)]
+        first = [_mlp(w, "body")(condition[0]).view(5, context)]
         for i, level in enumerate(inputs.eva_hidden):
-            patches = _mlp(w, f"mapping_patch_{i}")(level[:, 1:])
-            tokens.append((_mlp(w, f"mapping_{i}")(level[:, 0]) + patches.mean(1))[:, None])
-        return torch.cat(tokens, 1)
-    identity = _mlp(w, "id_embedding_mapping")(condition).view(REFERENCES, 5, 1024)
-    latents = torch.cat([w["latents"].repeat(REFERENCES, 1, 1), identity], 1)
+            patches = torch.stack([_mlp(w, f"mapping_patch_{i}")(patch) for patch in level[0, 1:]])
+            first.append((_mlp(w, f"mapping_{i}")(level[0, 0]) + patches.mean(0))[None])
+        others = [_mlp(w, "body")(one).view(5, context) for one in condition[1:]]
+        return torch.cat([*first, *others])[None]
+    identity = torch.cat([_mlp(w, "id_embedding_mapping")(one).view(5, 1024) for one in condition])[None]
+    latents = torch.cat([w["latents"], identity], 1)
     depth = len({k.split(".")[1] for k in w if k.startswith("layers.")})
     for layer in range(depth):
         level = layer // (depth // 5)
-        features = torch.cat([identity, _mlp(w, f"mapping_{level}")(inputs.eva_hidden[level])], 1)
-        latents = _perceiver(w, features, latents, layer)
+        seen = torch.cat([_mlp(w, f"mapping_{level}")(one) for one in inputs.eva_hidden[level]])[None]
+        per = len(seen[0]) // REFERENCES
+        shares = [x for count in (5, per) for x in torch.tensor(weights).repeat_interleave(count).tolist()]
+        shares += [1.0] * 32 + torch.tensor(weights).repeat_interleave(5).tolist()
+        latents = _perceiver(w, torch.cat([identity, seen], 1), latents, layer, torch.tensor(shares))
     return latents[:, :32] @ w["proj_out"]
 
 
@@ -270,3 +287,69 @@ def test_what_is_missing_or_wrong_is_demanded_by_name(what: tuple, change: dict,
 
     with pytest.raises(ValueError, match=message):
         face_tokens(adapter, replace(_inputs(adapter), **change))
+
+
+@torch.no_grad()
+def test_a_pulid_references_weight_is_its_share_wherever_the_encoder_looks() -> None:
+    """The largest weight counts as 1; equal weights are the original's plain stacking, weight 0 leaves one out."""
+    adapter = _adapter("pulid-v1.1", "sdxl", None)
+    inputs, w = _inputs(adapter), {k.removeprefix("image_proj."): v for k, v in adapter.weights.items()}
+    got = face_tokens(adapter, inputs, weights=(2.0, 0.5)).positive
+    expected = _expected_pulid(w, known.PULID_V11, inputs.embedding, inputs, 2048, (1.0, 0.25))
+    plain = face_tokens(adapter, inputs).positive
+    assert _relative(got, expected) < TOLERANCE
+    assert _relative(plain, expected) > 10 * TOLERANCE
+    torch.testing.assert_close(face_tokens(adapter, inputs, weights=(3.0, 3.0)).positive, plain)
+    alone = face_tokens(adapter, _first(inputs)).positive
+    assert _relative(face_tokens(adapter, inputs, weights=(1.0, 1e-12)).positive, alone) < TOLERANCE
+
+
+@torch.no_grad()
+def test_pulid_v1_weights_its_tokens() -> None:
+    adapter = _adapter("pulid-v1", "sdxl", None)
+    inputs = _inputs(adapter)
+    found = face_tokens(adapter, inputs, weights=(1.0, 0.3), zero_tokens=3)
+    assert found.positive.shape == found.negative.shape == (1, 10 + 5 + 3, 2048)
+    assert found.log_weight is not None
+    expected = torch.tensor([0.0] * 10 + [math.log(0.3)] * 5 + [0.0] * 3)
+    torch.testing.assert_close(found.log_weight, expected)
+    assert face_tokens(adapter, inputs, weights=(1.0, 1.0)).log_weight is None
+    site = processor_order(SITES["sdxl"])[0]
+    layer = token_features(adapter, SITES["sdxl"], found.positive[0], found.log_weight).layers[site.path]
+    q = torch.randn(1, 6, site.channels, generator=torch.Generator().manual_seed(2))
+    nothing = torch.zeros(1, 4, site.channels)
+    got = decoupled_attention(
+        q, nothing, nothing, [FaceKeys(layer.key, layer.value, log_size=layer.log_size)], heads=site.heads
+    )
+    wanted = _softmax_attention(q, layer.key, layer.value, site.heads, expected.exp())
+    assert _relative(got, wanted) < TOLERANCE
+
+
+@torch.no_grad()
+def test_instantid_averages_by_weights() -> None:
+    adapter = _adapter("instantid", "sdxl", None)
+    inputs, w = _inputs(adapter), {k.removeprefix("image_proj."): v for k, v in adapter.weights.items()}
+    mean = (3 * inputs.embedding[0] + inputs.embedding[1]) / 4
+    got = face_tokens(adapter, inputs, weights=(3.0, 1.0)).positive
+    assert _relative(got, _resampled(w, mean.view(1, 1, 512))) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["pulid-v1", "pulid-v1.1"])
+def test_zero_tokens_are_zero_keys_and_values_in_all_rows(family: str) -> None:
+    adapter = _adapter(family, "sdxl", None)
+    inputs = _inputs(adapter)
+    none, eight = face_tokens(adapter, inputs), face_tokens(adapter, inputs, zero_tokens=8)
+    for before, after in ((none.positive, eight.positive), (none.negative, eight.negative)):
+        torch.testing.assert_close(after[:, :-8], before)
+        layers = token_features(adapter, SITES["sdxl"], after[0]).layers.values()
+        assert all(not one.key[:, -8:].any() and not one.value[:, -8:].any() for one in layers)
+
+
+def _first(inputs: FaceInputs) -> FaceInputs:
+    return replace(
+        inputs,
+        embedding=inputs.embedding[:1],
+        eva_embed=inputs.eva_embed[:1],
+        eva_hidden=tuple(level[:1] for level in inputs.eva_hidden),
+    )

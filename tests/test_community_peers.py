@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from attention.community import pulid
 from attention.community.faceid import faceid_plus_tokens, faceid_tokens
+from attention.community.inputs import FaceInputs
 from attention.community.instantid import instantid_tokens
 from attention.community.ip_adapter import full_face_tokens, plus_tokens, standard_tokens
+from attention.community.recognise import recognise
+from attention.community.source import CommunityAdapter, FaceTokens, face_tokens
 
 REFERENCES = 2
 
@@ -101,3 +104,62 @@ def test_pulid_v11_tokens_equal_its_project() -> None:
     condition, levels = _draw(REFERENCES, 1280), [_draw(REFERENCES, 9, 1024, seed=i) for i in range(5)]
     expected = _loaded(module, weights)(condition, levels)
     _check(pulid.pulid_v11_tokens(weights, condition, levels), expected)
+
+
+def _person(family: str, depth: int = 4) -> tuple[dict[str, Tensor], FaceInputs, FaceTokens]:
+    """Weights of an image projection, what it is shown of three photos, and our tokens of the person."""
+    shapes = files.file_shapes(family, "sdxl", depth=depth)
+    weights = _weights(family, "sdxl", depth)
+    adapter = CommunityAdapter(
+        family, recognise(shapes, name=family), {f"image_proj.{name}": weight for name, weight in weights.items()}
+    )
+    seen = {"eva_embed": _draw(3, 768, seed=1), "eva_hidden": tuple(_draw(3, 9, 1024, seed=i) for i in range(5))}
+    inputs = FaceInputs(
+        embedding=20 * _draw(3, 512), encoder="antelopev2", **(seen if family.startswith("pulid") else {})
+    )
+    return weights, inputs, face_tokens(adapter, inputs)
+
+
+@torch.no_grad()
+def test_several_photos_through_pulid_v11_are_stacked_as_its_project_does() -> None:
+    module = _module("PuLID", "pulid/encoders_transformer.py").IDFormer()
+    weights, inputs, tokens = _person("pulid-v1.1", depth=10)
+    network = _loaded(module, weights)
+    unit = inputs.eva_embed / inputs.eva_embed.norm(2, 1, True)
+    photos = [torch.cat([inputs.embedding[i : i + 1], unit[i : i + 1]], -1) for i in range(3)]
+    levels = [torch.cat([level[i : i + 1] for i in range(3)], 1) for level in inputs.eva_hidden]
+    _check(tokens.positive, network(torch.stack(photos, 1), levels))
+    nothing = [torch.zeros_like(level[:1]) for level in inputs.eva_hidden]
+    _check(tokens.negative, network(torch.zeros_like(photos[0]), nothing))
+    each = network(torch.cat(photos), list(inputs.eva_hidden)).mean(0, keepdim=True)
+    assert float((tokens.positive - each).abs().max()) > 0.01
+
+
+@torch.no_grad()
+def test_several_photos_through_pulid_v1_are_joined_as_its_demo_does() -> None:
+    """The main photo gives ten tokens, supplementary photos five (without "ID Mix"); so do the zeros of no face."""
+    weights, inputs, tokens = _person("pulid-v1")
+    network = _loaded(_module("PuLID", "pulid/encoders.py").IDEncoder(), weights)
+    unit = inputs.eva_embed / inputs.eva_embed.norm(2, 1, True)
+    joined = None
+    for i in range(3):
+        condition = torch.cat([inputs.embedding[i : i + 1], unit[i : i + 1]], -1)
+        levels = [level[i : i + 1] for level in inputs.eva_hidden]
+        both = torch.cat([
+            network(torch.zeros_like(condition), [torch.zeros_like(level) for level in levels]),
+            network(condition, levels),
+        ])  # fmt: skip
+        joined = both if joined is None else torch.cat([joined, both[:, :5]], 1)
+    _check(torch.cat([tokens.negative, tokens.positive]), joined)
+
+
+@torch.no_grad()
+def test_several_photos_through_instantid_are_averaged_as_its_pack_does() -> None:
+    resampler = _module("ComfyUI_InstantID", "resampler.py").Resampler
+    weights, inputs, tokens = _person("instantid")
+    module = resampler(
+        dim=1280, depth=4, dim_head=64, heads=20, num_queries=16, embedding_dim=512, output_dim=2048, ff_mult=4
+    )
+    mean = torch.mean(inputs.embedding[:, None], dim=0)[None]
+    _check(tokens.positive, _loaded(module, weights)(mean))
+    _check(tokens.negative, module(torch.zeros_like(mean)))

@@ -26,7 +26,8 @@ class CommunityFamily:
 
     name: our id. label: what a user calls it. clip: which CLIP vision output it reads (`embeds`, `hidden`, `eva` or
     none). encoder: the face pack it was trained with, empty when it needs no embedding. unit_embedding: whether the
-    embedding enters with length 1 (InsightFace's `normed_embedding`) or raw.
+    embedding enters with length 1 (InsightFace's `normed_embedding`) or raw. together: how the original turns several
+    references of a person into one set of tokens (for reports); empty where every reference has a set of its own.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CommunityFamily:
     encoder: str = ""
     unit_embedding: bool = False
     note: str = ""
+    together: str = ""
 
 
 STANDARD = CommunityFamily("ip-adapter", "IP-Adapter", clip="embeds")
@@ -50,10 +52,16 @@ FACEID_PLUS_V2 = CommunityFamily(
 PORTRAIT = CommunityFamily("faceid-portrait", "IP-Adapter FaceID-Portrait", encoder=BUFFALO, unit_embedding=True)
 PORTRAIT_UNNORM = CommunityFamily("faceid-portrait-unnorm", "IP-Adapter FaceID-Portrait unnorm", encoder=BUFFALO)
 INSTANTID = CommunityFamily(
-    "instantid", "InstantID", encoder=ANTELOPE, note="attention part; its ControlNet is a file and a node of its own"
+    "instantid", "InstantID", encoder=ANTELOPE, note="attention part; its ControlNet is a file and a node of its own",
+    together="averaged into one embedding",
+)  # fmt: skip
+PULID_V1 = CommunityFamily(
+    "pulid-v1", "PuLID v1", clip="eva", encoder=ANTELOPE, together="one whole, of the others their identity tokens"
 )
-PULID_V1 = CommunityFamily("pulid-v1", "PuLID v1", clip="eva", encoder=ANTELOPE)
-PULID_V11 = CommunityFamily("pulid-v1.1", "PuLID v1.1", clip="eva", encoder=ANTELOPE)
+PULID_V11 = CommunityFamily(
+    "pulid-v1.1", "PuLID v1.1", clip="eva", encoder=ANTELOPE, together="through one encoder call"
+)
+PULID = (PULID_V1, PULID_V11)
 
 FAMILIES = (
     STANDARD, PLUS, FULL_FACE, FACEID, FACEID_PLUS, FACEID_PLUS_V2, PORTRAIT, PORTRAIT_UNNORM, INSTANTID, PULID_V1,

@@ -22,13 +22,17 @@ def num_layers(weights: Weights) -> int:
     return len({name.split(".")[1] for name in weights if name.startswith("layers.")})
 
 
-def attend(weights: Weights, features: Tensor, latents: Tensor) -> Tensor:
-    """One cross-attention (`layers.<n>.0.*`): features `[R, n, D]`, latents `[R, m, D]` -> `[R, m, D]`."""
+def attend(weights: Weights, features: Tensor, latents: Tensor, log_weight: Tensor | None = None) -> Tensor:
+    """One cross-attention (`layers.<n>.0.*`): features `[R, n, D]`, latents `[R, m, D]` -> `[R, m, D]`.
+
+    log_weight: `[n + m]`, added to the scores of each key, features first; None is zeros.
+    """
     features, latents = layer_norm(weights, "norm1", features), layer_norm(weights, "norm2", latents)
     query = linear(weights, "to_q", latents)
     key, value = linear(weights, "to_kv", torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
     query, key, value = (rearrange(t, "r n (h d) -> r h n d", d=HEAD_WIDTH) for t in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value)
+    bias = None if log_weight is None else log_weight.to(query).expand(query.shape[2], -1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return linear(weights, "to_out", rearrange(out, "r h n d -> r n (h d)"))
 
 
@@ -37,10 +41,12 @@ def feed_forward(weights: Weights, latents: Tensor) -> Tensor:
     return linear(weights, "3", F.gelu(linear(weights, "1", layer_norm(weights, "0", latents))))
 
 
-def run_layers(weights: Weights, features: Tensor, latents: Tensor, numbers: range) -> Tensor:
-    """The given layers, one after the other."""
+def run_layers(
+    weights: Weights, features: Tensor, latents: Tensor, numbers: range, log_weight: Tensor | None = None
+) -> Tensor:
+    """The given layers, one after the other. log_weight: as in `attend`."""
     for number in numbers:
-        latents = latents + attend(under(weights, f"layers.{number}.0."), features, latents)
+        latents = latents + attend(under(weights, f"layers.{number}.0."), features, latents, log_weight)
         latents = latents + feed_forward(under(weights, f"layers.{number}.1."), latents)
     return latents
 

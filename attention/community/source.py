@@ -22,11 +22,11 @@ from .container import open_community
 from .faceid import faceid_plus_tokens, faceid_tokens
 from .families import AS_RECOGNISED, CommunityFamily, choose_variant
 from .inputs import FaceInputs, check_inputs, entering_embedding
-from .instantid import instantid_tokens
+from .instantid import averaged, instantid_tokens
 from .ip_adapter import full_face_tokens, plus_tokens, standard_tokens
 from .layers import check_fits, lora_state_dict, projections
 from .modules import under
-from .pulid import identity_condition, pulid_v1_tokens, pulid_v11_tokens
+from .pulid import identity_condition, joined_v1_tokens, pulid_v1_tokens, pulid_v11_tokens, relative_log_weights
 from .recognise import Recognised, recognise
 
 COMBINE = "decoupled"
@@ -53,10 +53,15 @@ class CommunityAdapter:
 
 @dataclass(frozen=True, eq=False)
 class FaceTokens:
-    """Tokens of R references `[R, n, D_context]` for positive rows, and `[1, n, D_context]` for negative ones."""
+    """Tokens of one person: `[S, n, D_context]` for positive rows, and `[1, n', D_context]` for negative ones.
+
+    S is 1 in families that take all references together, else their number. log_weight: `[n]`, added to the scores of
+    the tokens of an only set whose references have different weights.
+    """
 
     positive: Tensor
     negative: Tensor
+    log_weight: Tensor | None = None
 
 
 def inspect_community(path: Path | str) -> Recognised:
@@ -81,37 +86,67 @@ def load_community(path: Path | str, *, variant: str = AS_RECOGNISED) -> Communi
 
 
 @torch.no_grad()
-def face_tokens(adapter: CommunityAdapter, inputs: FaceInputs, *, structure: float = 1.0) -> FaceTokens:
-    """Tokens of every reference, and of "no face". Raises ValueError when something the family reads is missing.
+def face_tokens(
+    adapter: CommunityAdapter,
+    inputs: FaceInputs,
+    *,
+    structure: float = 1.0,
+    weights: Sequence[float] = (),
+    zero_tokens: int = 0,
+) -> FaceTokens:
+    """Tokens of a person's references, and of "no face". Raises ValueError when something the family reads is missing.
 
-    structure: FaceID-PlusV2's weight of the CLIP picture.
+    structure: FaceID-PlusV2's weight of the CLIP picture. weights: of the references, > 0, read by families that take
+    them together; none is equal ones. PuLID v1's first reference is its whole one. zero_tokens: PuLID's, at the end.
     """
     check_inputs(adapter.recognised, inputs, name=adapter.name)
     try:
-        positive = _tokens(adapter, inputs, structure)
-        return FaceTokens(positive, _tokens(adapter, _no_face(inputs), structure))
+        found = FaceTokens(
+            _tokens(adapter, inputs, structure, weights),
+            _tokens(adapter, _no_face(adapter.family, inputs), structure, ()),
+            _log_weight(adapter, weights),
+        )
     except (KeyError, IndexError, RuntimeError) as error:  # a tensor that is absent or of another shape
         raise ValueError(
             f"{adapter.name}: its image projection is incomplete or damaged ({error}); download it again"
         ) from error
+    return _with_zeros(found, zero_tokens) if zero_tokens else found
 
 
-def _no_face(inputs: FaceInputs) -> FaceInputs:
-    """The negative input of all families: zeros for embeddings, an empty picture for CLIP hidden states."""
+def _with_zeros(tokens: FaceTokens, count: int) -> FaceTokens:
+    positive, negative = (F.pad(one, (0, 0, 0, count)) for one in (tokens.positive, tokens.negative))
+    return FaceTokens(positive, negative, None if tokens.log_weight is None else F.pad(tokens.log_weight, (0, count)))
+
+
+def _log_weight(adapter: CommunityAdapter, weights: Sequence[float]) -> Tensor | None:
+    """Of the tokens that stay apart; elsewhere the weights act before there are tokens."""
+    if adapter.family != known.PULID_V1 or len(set(weights)) < 2:
+        return None
+    first = adapter.recognised.num_tokens
+    return relative_log_weights(weights, [first, *(first - known.EVA_LEVELS for _ in weights[1:])])
+
+
+def _no_face(family: CommunityFamily, inputs: FaceInputs) -> FaceInputs:
+    """The negative input of all families: zeros for embeddings, an empty picture for CLIP hidden states.
+
+    One reference of it, but in PuLID v1 as many as there are of the person.
+    """
 
     def zero(x: Tensor | None) -> Tensor | None:
-        return None if x is None else torch.zeros_like(x[:1])
+        return None if x is None else torch.zeros_like(x if family == known.PULID_V1 else x[:1])
 
     return FaceInputs(
         embedding=zero(inputs.embedding),
         clip_embeds=zero(inputs.clip_embeds),
         clip_hidden=inputs.clip_hidden_blank,
         eva_embed=zero(inputs.eva_embed),
-        eva_hidden=tuple(torch.zeros_like(level[:1]) for level in inputs.eva_hidden),
+        eva_hidden=tuple(level for level in map(zero, inputs.eva_hidden) if level is not None),
     )
 
 
-def _tokens(adapter: CommunityAdapter, inputs: FaceInputs, structure: float) -> Tensor:
+def _tokens(
+    adapter: CommunityAdapter, inputs: FaceInputs, structure: float, reference_weights: Sequence[float]
+) -> Tensor:
     family, weights = adapter.family, under(adapter.weights, "image_proj.")
     hidden = None if inputs.clip_hidden is None else inputs.clip_hidden.float()
     if family == known.STANDARD:
@@ -127,26 +162,33 @@ def _tokens(adapter: CommunityAdapter, inputs: FaceInputs, structure: float) -> 
         assert hidden is not None
         shortcut = family == known.FACEID_PLUS_V2
         return faceid_plus_tokens(weights, embedding, hidden, shortcut=shortcut, structure=structure)
-    if family in (known.INSTANTID, known.PORTRAIT_UNNORM):
+    if family == known.INSTANTID:
+        return instantid_tokens(weights, averaged(embedding, reference_weights))
+    if family == known.PORTRAIT_UNNORM:
         return instantid_tokens(weights, embedding)
     assert inputs.eva_embed is not None
     condition = identity_condition(embedding, inputs.eva_embed)
     levels = [level.float() for level in inputs.eva_hidden]
     if family == known.PULID_V1:
-        return pulid_v1_tokens(weights, condition, levels, adapter.recognised.layers.context)
-    return pulid_v11_tokens(weights, condition, levels)
+        return joined_v1_tokens(pulid_v1_tokens(weights, condition, levels, adapter.recognised.layers.context))
+    stacked = [level.flatten(0, 1)[None] for level in levels]
+    return pulid_v11_tokens(weights, condition[None], stacked, reference_weights)
 
 
 @torch.no_grad()
-def token_features(adapter: CommunityAdapter, sites: Sequence[Site], tokens_ND: Tensor) -> ReferenceFeatures:
-    """Keys and values of one reference `[n, D_context]` at every site, as the reference pass would hand them on.
+def token_features(
+    adapter: CommunityAdapter, sites: Sequence[Site], tokens_ND: Tensor, log_weight: Tensor | None = None
+) -> ReferenceFeatures:
+    """Keys and values of one set of tokens `[n, D_context]` at every site, as the reference pass would hand them on.
 
-    Raises ValueError when the file does not have exactly the model's layers.
+    log_weight: `[n]`, of the tokens. Raises ValueError when the file does not have exactly the model's layers.
     """
     check_fits(adapter.recognised.layers, sites, name=adapter.name)
     tokens = tokens_ND.float()[None]
     layers = {
-        path: LayerFeatures(F.linear(tokens, key.float()), F.linear(tokens, value.float()), tokens.shape[1])
+        path: LayerFeatures(
+            F.linear(tokens, key.float()), F.linear(tokens, value.float()), tokens.shape[1], log_size=log_weight
+        )
         for path, (key, value) in projections(adapter.weights, sites).items()
     }
     return ReferenceFeatures(layers)
