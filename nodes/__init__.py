@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .attention_map import AttentionMap
+from .community_options import FusedIDCommunityOptions
 from .doctor import FusedIDDoctor
 from .face_embed import FaceEmbed
 from .face_folder import FaceFolder
@@ -12,6 +13,7 @@ from .folders import register_folders
 from .fused_attention import FusedIDAttentionPatch
 from .hybrid_guidance import HybridGuidance
 from .identity_files import LoadIdentity, SaveIdentity
+from .instantid_control import FusedIDInstantIDControl
 from .load_identity_encoder import LoadIdentityEncoder
 from .mix import MixIdentities
 from .multi_id_router import MultiIDMaskRouter
@@ -29,6 +31,8 @@ class FusedIDExtension(ComfyExtension):
             FaceEmbed,
             MultiIDMaskRouter,
             FusedIDAttentionPatch,
+            FusedIDCommunityOptions,
+            FusedIDInstantIDControl,
             RecordAttention,
             AttentionMap,
             HybridGuidance,

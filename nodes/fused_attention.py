@@ -15,7 +15,7 @@ from .adapter_choice import FROM_ADAPTER, adapter_choices, adapter_fingerprint
 from .advanced import advanced
 from .fusion_setup import patch_model
 from .input_ranges import require_in_range
-from .wire_types import Identity, Routed
+from .wire_types import Community, Identity, Routed
 
 NODE = "FusedIDAttentionPatch"
 
@@ -288,6 +288,11 @@ class FusedIDAttentionPatch(io.ComfyNode):
                             "while the layer before computes; saves GPU memory."
                         ),
                     )
+                ),
+                Community.Input(
+                    "community",
+                    optional=True,
+                    tooltip="From FusedIDCommunityOptions: how PuLID's face is added. Open means fidelity.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model"), io.String.Output(display_name="report")],

@@ -52,10 +52,12 @@ class GivenFaces:
 
 @dataclass(frozen=True)
 class Shown:
-    """One reference: whose it is, and its weight."""
+    """One reference: whose it is, and its weight. pictures: how many stand behind it, where a community family makes
+    one set of tokens of several."""
 
     identity: int
     weight: float
+    pictures: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +66,9 @@ class FusionPlan:
 
     attention: `attn2` (cross-attention) or `attn1` (self-attention, training-free). active: paths of the sites that see
     the faces. both: whether the negative prompt's rows see them too. adain: whether queries and keys take on the
-    reference's statistics. names: of the people, in the order of their identities. number: names the run in the options
-    of a UNet call. kept, prompts: features, and prompts' fingerprints by the host's name, of the run in progress;
-    emptied after sampling.
+    reference's statistics. orthogonal: PuLID's projection of the branch, where `combine` is `decoupled`. names: of the
+    people, in the order of their identities. number: names the run in the options of a UNet call. kept, prompts:
+    features, and prompts' fingerprints by the host's name, of the run in progress; emptied after sampling.
     """
 
     faces: ReferencePass | GivenFaces
@@ -80,6 +82,7 @@ class FusionPlan:
     attention: str = "attn2"
     both: bool = False
     adain: bool = False
+    orthogonal: str = "off"
     routed: RoutedIdentities | None = None
     names: tuple[str, ...] = ()
     number: int = field(default_factory=lambda: next(_numbers))

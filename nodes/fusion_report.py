@@ -16,7 +16,7 @@ def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str], itemsi
 
     itemsize: bytes per number that the model computes in.
     """
-    count = len(plan.shown)
+    count = sum(one.pictures for one in plan.shown)
     kernel = getattr(host_attention.optimized_attention, "__name__", "unknown")
     routed = plan.routed
     routing = [] if routed is None else [f"{len(routed.identities)} people routed (background {routed.background})"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..attention.adapter import AdapterSettings, FusionAdapter, check_adapter_fits, load_adapter
+from ..attention.community.families import PULID
+from ..attention.community.orthogonal import OFF
+from ..attention.community.pulid_methods import PulidMethod
 from ..attention.fusion import FaceControls
 from ..attention.schedule import Window, check_percents
 from ..attention.sites import Site, discover_sites, family_of, layer_groups
@@ -12,7 +15,9 @@ from ..attention.storage import AS_COMPUTED, Storage, require_fp8
 from . import reference_inputs
 from .adapter_choice import FROM_ADAPTER, TRAINING_FREE, WITHOUT_FILE, adapter_path
 from .community_files import is_community_choice, load_community_choice
-from .community_source import community_features, with_adapter_lora
+from .community_lora import carried_lora, with_adapter_lora
+from .community_options import CommunityOptions
+from .community_source import community_features
 from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfAttention
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
 from .fusion_report import fusion_report
@@ -34,7 +39,7 @@ def patch_model(
     timestep: str = FROM_ADAPTER, length: str = FROM_ADAPTER, combine: str = FROM_ADAPTER, apply_to: str = "positive",
     reference_text: str = FROM_ADAPTER, clip: Any = None, clip_vision: Any = None, variant: str = "as recognised",
     lora_strength: float = 1.0, structure: float = 1.0, adain: bool = False, reference_tokens: float = 1.0,
-    cache_precision: str = "model", cache_device: str = "model",
+    cache_precision: str = "model", cache_device: str = "model", community: CommunityOptions | None = None,
 ) -> tuple[Any, str]:  # fmt: skip
     """A patched clone of the MODEL and the self-check report. Raises ValueError before anything is sampled."""
     people = _people(identity, routed)
@@ -52,10 +57,15 @@ def patch_model(
         raise ValueError(f"'adain' belongs to the adapter choice {TRAINING_FREE!r}, got {adapter!r}. Turn it off")
     if is_community_choice(adapter):
         source = load_community_choice(adapter, variant)
-        plan, notes = _community_plan(source, people, wishes, clip_vision, structure, common)
+        options = CommunityOptions() if community is None else community
+        plan, notes = _community_plan(source, people, wishes, clip_vision, structure, options.pulid, common)
+        if community is not None and source.family not in PULID:
+            notes.append(f"community: PuLID's method has no effect on {source.family.label}")
         if (reference_tokens, storage) != (1.0, AS_COMPUTED):
             notes = [*notes, "reference_tokens, cache_precision and cache_device have no effect on community weights"]
         if strength > 0:
+            if lora_strength != 0 and (carried := carried_lora(model, source, sites)) is not None:
+                notes = [*notes, carried.note(source.name)]
             model = with_adapter_lora(model, source, sites, lora_strength)
     else:
         face_source, settings, fusion = _own_source(adapter, sites)
@@ -69,6 +79,8 @@ def patch_model(
             {"share": reference_tokens, "storage": _storage(model, storage, chosen)}, {**common, "adain": adain},
         )  # fmt: skip
         notes = [f"reference text: {label}", *notes]
+        if community is not None:
+            notes.append("community: has no effect, this adapter is no community file")
         if chosen["timestep"] == "matched" and storage != AS_COMPUTED:
             notes.append(
                 "cache_precision and cache_device have no effect: matched references are kept for one step only"
@@ -167,20 +179,36 @@ def _reference_plan(
 
 
 def _community_plan(
-    source: Any, people: tuple[Any, ...], wishes: Chosen, clip_vision: Any, structure: float, common: dict[str, Any]
-) -> tuple[FusionPlan, list[str]]:
+    source: Any, people: tuple[Any, ...], wishes: Chosen, clip_vision: Any, structure: float, pulid: PulidMethod,
+    common: dict[str, Any],
+) -> tuple[FusionPlan, list[str]]:  # fmt: skip
+    is_pulid = source.family in PULID
+    combine = "decoupled" if wishes["combine"] == FROM_ADAPTER else wishes["combine"]
+    zeros = pulid.zero_tokens if is_pulid else 0
     found = [
-        community_features(source, common["sites"], p, clip_vision=clip_vision, structure=structure) for p in people
+        community_features(source, common["sites"], p, clip_vision=clip_vision, structure=structure, zero_tokens=zeros)
+        for p in people
     ]
-    used = [(i, f, w) for i, one in enumerate(found) for f, w in zip(one.positive, one.weights) if w > 0]
+    used = [
+        (features, Shown(i, float(weight), pictures))
+        for i, one in enumerate(found)
+        for features, weight, pictures in zip(one.positive, one.weights, one.pictures)
+        if weight > 0
+    ]
     plan = FusionPlan(
-        GivenFaces(tuple(features for _, features, _ in used), found[0].negative),
-        tuple(Shown(identity, float(weight)) for identity, _, weight in used),
-        combine="decoupled" if wishes["combine"] == FROM_ADAPTER else wishes["combine"],
+        GivenFaces(tuple(features for features, _ in used), found[0].negative),
+        tuple(shown for _, shown in used),
+        combine=combine,
         length="paper",
+        orthogonal=pulid.orthogonal if is_pulid and combine == "decoupled" else OFF,
         **common,
     )
-    return plan, [one.note for one in found if one.note]
+    notes = [one.note for one in found if one.note]
+    if is_pulid:
+        notes.insert(0, f"PuLID method {pulid.label}")
+        if plan.orthogonal != pulid.orthogonal:
+            notes.insert(1, "combine fused has one softmax and no added branch: orthogonal has no effect")
+    return plan, notes
 
 
 def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str]:

@@ -19,6 +19,8 @@ Routed = io.Custom("FUSEDID_ROUTED")
 """Carries `RoutedIdentities`."""
 Recording = io.Custom("FUSEDID_RECORDING")
 """Carries `attention_recording.AttentionRecording`."""
+Community = io.Custom("FUSEDID_COMMUNITY_OPTIONS")
+"""Carries `community_options.CommunityOptions`."""
 
 
 @dataclass(frozen=True, eq=False)
