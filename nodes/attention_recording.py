@@ -5,17 +5,13 @@ Legend: I identities, B pictures of the batch, H W latent pixels, h w token grid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .areas import Area
-
-RECORDINGS = "fusedid_recordings"
-"""Where a UNet call's transformer_options hold the recordings that listen to it."""
+from .host.prompts import Area
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +83,3 @@ class AttentionRecording:
             for name, share in zip(names, total / count.clamp_min(1), strict=True)
         ]
 
-
-def listening(options: Any) -> Sequence[AttentionRecording]:
-    """The recordings that a layer has to serve in this call; empty for all who record nothing."""
-    return options.get(RECORDINGS, ())

@@ -2,136 +2,117 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..attention.cache import LayerFeatures
 from ..attention.fusion import FaceKeys, decoupled_attention, fused_attention, length_term
-from ..attention.grid import crop_masks
 from ..attention.routing import Region, route
 from ..attention.shares import attention_shares, output_shares
 from ..attention.sites import Site
 from ..attention.training_free import Statistics, shared_attention
-from .areas import Area, chunk_areas
-from .attention_recording import LayerShares, listening
-from .fusion_plan import FusionPlan, Run
-from .guidance_slot import SPANS_KEY, host_attention, routed_rows, text_attention
-from .rows import positive_rows
-from .slot import Options, Replacement
+from .attention_recording import LayerShares
+from .fusion_plan import FaceSet, FusionPlan
+from .host.layer_call import Change, LayerCall
+from .host.place import Place
+from .host.prompts import Role
 
 log = logging.getLogger("fusedid")
 
 MOST_KEPT = 64
 SLIGHT_STRETCH = 1.1
-RUNS = "fusedid_runs"
-"""Where a UNet call's transformer_options hold the `Run` of every plan that acts in it, by the plan's number."""
-
-Part = tuple[slice, "tuple[Region, ...] | None", Sequence[FaceKeys]]
-"""Rows of the batch, the regions of their queries (None: every query sees every face), keys per reference."""
 
 
-def layer_replacement(plan: FusionPlan, site: Site) -> Replacement:
-    """The function that takes the layer's place: None when the faces do not act in this call."""
+@dataclass(frozen=True, eq=False)
+class Shows:
+    """What one prompt's rows see. no_face: the tokens with which a community family was trained where no face is."""
 
-    def layer(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor | None:
-        run = options.get(RUNS, {}).get(plan.number)
-        if run is None:
-            return None
-        layers = run.at(site.path)
-        styles = [style for one in layers if (style := one.statistics)]
-        parts = _parts(plan, site, run, _face_keys(plan, layers), q, options)
-        done = [
-            (rows, _attend(plan, q[rows], k[rows], v[rows], options, regions, faces, styles))
-            for rows, regions, faces in parts
-        ]
-        if listening(options):
-            _record(plan, parts, q, k, v, options, styles)
-        if options.get(SPANS_KEY) is None or plan.attention == "attn1":
-            return _joined(done, q, k, v, options)
-        out = text_attention(q, k, v, options).clone()
-        for rows, values in done:
-            out[rows] = values
-        return out
-
-    return layer
+    faces: FaceSet
+    no_face: bool = False
 
 
-def _joined(done: Sequence[tuple[slice, Tensor]], q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-    """Our rows, and between them the host's own attention: nothing is computed twice."""
-    spans = [(rows.start, rows.stop) for rows, _ in done]
-    plain = [(rows, host_attention(q[rows], k[rows], v[rows], options)) for rows in _gaps(spans, q.shape[0])]
-    pieces = [values for _, values in sorted([*done, *plain], key=lambda piece: piece[0].start)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of a layer that see faces. text: the keys of their text. regions: None where every query sees all faces."""
+
+    rows: slice
+    role: Role
+    place: Place
+    text: slice
+    regions: tuple[Region, ...] | None
+    faces: Sequence[FaceKeys]
+    styles: Sequence[Statistics]
 
 
-def _attend(
-    plan: FusionPlan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    options: Options,
-    regions: tuple[Region, ...] | None,
-    faces: Sequence[FaceKeys],
-    styles: Sequence[Statistics],
-) -> Tensor:
-    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        return host_attention(q, k, v, {**options, "n_heads": heads})
+def change_layer(plan: FusionPlan, shows: Sequence[Shows | None], site: Site, call: LayerCall) -> Change:
+    """The rows that see faces, and their output. shows: per prompt of the call, None where it sees none."""
+    seen = {prompt: one for prompt, one in zip(call.model.prompts, shows) if one is not None}
+    layers: dict[FaceSet, Sequence[LayerFeatures]] = {}
+    parts = []
+    for chunk in call.chunks:
+        one = seen.get(chunk.prompt)
+        if one is None:
+            continue
+        if one.faces not in layers:  # once per layer: the next layer's features set out when these arrive
+            layers[one.faces] = one.faces.at(site.path)
+        place = call.place(chunk.prompt)
+        regions = _regions(plan, call, place)
+        if plan.attention == "attn2" and (met := dict(_by_start(call, regions)).get(chunk.rows.start)) is not None:
+            regions = met
+        text = call.text_of(chunk) if plan.attention == "attn2" else slice(None)
+        faces = _no_face_keys(plan, layers[one.faces]) if one.no_face else _face_keys(plan, layers[one.faces])
+        styles = [style for layer in layers[one.faces] if (style := layer.statistics)]
+        parts.append(Part(chunk.rows, chunk.prompt.role, place, text, regions, faces, styles))
+    if call.model.recordings:
+        _record(plan, parts, call)
+    return [(part.rows, _attend(plan, call, part, call.v[part.rows], part.faces)) for part in parts]
 
-    given: dict[str, Any] = {"attend": attend, "regions": regions, "controls": plan.controls}
-    heads = options["n_heads"]
+
+def _by_start(call: LayerCall, faces: tuple[Region, ...] | None) -> list[tuple[int, tuple[Region, ...]]]:
+    return [(rows.start, regions) for rows, regions in call.routed_text(faces)]
+
+
+def _attend(plan: FusionPlan, call: LayerCall, part: Part, values: Tensor, faces: Sequence[FaceKeys]) -> Tensor:
+    """The output of a part's rows, with values `[rows, K, C]` of the keys beside the faces'."""
+    q, k, v = call.q[part.rows], call.k[part.rows][:, part.text], values[:, part.text]
+    given: dict[str, Any] = {
+        "heads": call.heads, "attend": call.attend, "regions": part.regions, "controls": plan.controls,
+    }  # fmt: skip
     if plan.adain:
-        return shared_attention(q, k, v, faces, styles, heads=heads, **given)
-    attention = decoupled_attention if plan.combine == "decoupled" else fused_attention
-    return attention(q, k, v, faces, heads=heads, **given)
+        call.require_grid("the picture's own statistics", "turn 'adain' off")
+        return shared_attention(q, k, v, faces, part.styles, **given)
+    if plan.combine == "decoupled":
+        return decoupled_attention(q, k, v, faces, orthogonal=plan.orthogonal, **given)
+    return fused_attention(q, k, v, faces, **given)
 
 
-def _record(
-    plan: FusionPlan,
-    parts: Sequence[Part],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    options: Options,
-    styles: Sequence[Statistics],
-) -> None:
-    """Tells the recordings who was looked at; the positive prompts' rows come first among the parts."""
-    num_latents, _, *grid = options["activations_shape"]
-    kinds = options.get("cond_or_uncond") or [0]
-    full_hw, areas = _positive_areas(options, kinds)
+def _record(plan: FusionPlan, parts: Sequence[Part], call: LayerCall) -> None:
+    """Tells the recordings who was looked at by the positive prompts' rows."""
     added = plan.combine == "decoupled" and not plan.adain
     as_is = plan if added else replace(plan, controls=replace(plan.controls, value_strength=1.0))
-    for (rows, regions, faces), area in zip(parts, areas):
-        attention = partial(_attend_values, as_is, q[rows], k[rows], options, regions, styles)
+    batch = len(call.model.x) // len(call.model.prompts)
+    for part in parts:
+        if part.role is not Role.POSITIVE:
+            continue
+
+        def attention(values: Tensor, faces: Sequence[FaceKeys], part: Part = part) -> Tensor:
+            return _attend(as_is, call, part, values, faces)
+
+        values, people = call.v[part.rows], len(plan.names)
         if added:
-            shares = output_shares(attention, v[rows], faces, people=len(plan.names))
+            shares = output_shares(attention, values, part.faces, people=people)
         else:
-            shares = attention_shares(attention, v[rows], faces, people=len(plan.names), heads=options["n_heads"])
-        found = LayerShares(
-            plan.number, plan.names, shares, (grid[0], grid[1]), full_hw, area, num_latents // len(kinds)
+            shares = attention_shares(attention, values, part.faces, people=people, heads=call.heads)
+        seen = LayerShares(
+            plan.number, plan.names, shares, call.grid, part.place.latent_hw, part.place.area, batch
         )
-        for recording in listening(options):
-            recording.add(found)
-
-
-def _attend_values(
-    plan: FusionPlan,
-    q: Tensor,
-    k: Tensor,
-    options: Options,
-    regions: tuple[Region, ...] | None,
-    styles: Sequence[Statistics],
-    value: Tensor,
-    faces: Sequence[FaceKeys],
-) -> Tensor:
-    return _attend(plan, q, k, value, options, regions, faces, styles)
+        for recording in call.model.recordings:
+            recording.add(seen)
 
 
 def _face_keys(plan: FusionPlan, layers: Sequence[LayerFeatures]) -> list[FaceKeys]:
@@ -146,71 +127,36 @@ def _face_keys(plan: FusionPlan, layers: Sequence[LayerFeatures]) -> list[FaceKe
     return keys
 
 
-def _parts(
-    plan: FusionPlan, site: Site, run: Run, faces: Sequence[FaceKeys], q: Tensor, options: Options
-) -> list[Part]:
-    kinds = options.get("cond_or_uncond") or [0]
-    num_latents, _, *grid = options["activations_shape"]
-    spans = positive_rows(q.shape[0], kinds, num_latents)
-    full_hw, positive = _positive_areas(options, kinds)
-    parts: list[Part] = []
-    for (start, stop), area in zip(spans, positive):
-        regions = _regions(plan, (grid[0], grid[1]), full_hw, area, q)
-        if plan.attention == "attn2" and options.get(SPANS_KEY) is not None:
-            met = {(rows.start, rows.stop): found for rows, found in routed_rows(q, options, faces=regions)}
-            regions = met.get((start, stop), regions)
-        parts.append((slice(start, stop), regions, faces))
-    gaps = _gaps(spans, q.shape[0])
-    if plan.both:
-        return parts + [(rows, _regions(plan, (grid[0], grid[1]), full_hw, None, q), faces) for rows in gaps]
-    if run.negative is not None:
-        layer = run.negative.layers[site.path]
-        return parts + [(rows, None, [FaceKeys(layer.key, layer.value)]) for rows in gaps]
-    return parts
+def _no_face_keys(plan: FusionPlan, layers: Sequence[LayerFeatures]) -> list[FaceKeys]:
+    """The tokens of "no face", for whoever would be seen there: a region without a person gets none."""
+    people = range(len(plan.names)) if plan.routed is not None else (0,)
+    return [FaceKeys(layer.key, layer.value, person) for person in people for layer in layers]
 
 
-def _positive_areas(options: Options, kinds: Sequence[int]) -> tuple[tuple[int, int], list[Area | None]]:
-    """Size of the whole latent, and the area that each positive prompt shows."""
-    full_hw, areas = chunk_areas(options)
-    return full_hw, [area for area, kind in zip(itertools.cycle(areas), kinds) if kind == 0]
-
-
-def _gaps(spans: Sequence[tuple[int, int]], num_rows: int) -> list[slice]:
-    edges = [0, *itertools.chain.from_iterable(sorted(spans)), num_rows]
-    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2]) if b > a]
-
-
-def _regions(
-    plan: FusionPlan, grid: tuple[int, int], full_hw: tuple[int, int], area: Area | None, q: Tensor
-) -> tuple[Region, ...] | None:
+def _regions(plan: FusionPlan, call: LayerCall, place: Place) -> tuple[Region, ...] | None:
     routed = plan.routed
     if routed is None:
         return None
-    if q.shape[1] != grid[0] * grid[1]:
-        raise ValueError(
-            f"FusedIDAttentionPatch: another node merges or splits tokens (a layer of {grid[0]}x{grid[1]} has "
-            f"{q.shape[1]}), so the masks of 'routed' cannot be applied. Remove token merging or tiling of attention, "
-            "or use one identity without masks"
-        )
-    key = (grid, full_hw if area else None, area, q.device)
+    call.require_grid("the masks of 'routed'", "use one identity without masks")
+    key = (call.grid, place if not place.everything else None, call.q.device)
     if key not in plan.regions:
         if len(plan.regions) >= MOST_KEPT:
             plan.regions.clear()
         if not plan.regions:  # once per run of the node
-            _check_shape(routed.masks, full_hw)
-        masks = routed.masks if area is None else crop_masks(routed.masks, full_hw, area)
-        found = route(masks, grid, background=routed.background, soft=routed.soft)  # type: ignore[arg-type]
-        plan.regions[key] = tuple(region.to(q.device) for region in found)
+            _check_shape(place.masks(routed.masks), place)
+        found = route(place.masks(routed.masks), call.grid, background=routed.background, soft=routed.soft)  # type: ignore[arg-type]
+        plan.regions[key] = tuple(region.to(call.q.device) for region in found)
     return plan.regions[key]
 
 
-def _check_shape(masks_IHW: Tensor, full_hw: tuple[int, int]) -> None:
+def _check_shape(masks_IHW: Tensor, place: Place) -> None:
     """Masks are stretched to the picture; says so where that moves people."""
     height, width = masks_IHW.shape[-2:]
-    stretch = (width / height) / (full_hw[1] / full_hw[0])
+    rows, columns = place.latent_hw if place.area is None else place.area[:2]
+    stretch = (width / height) / (columns / rows)
     if max(stretch, 1 / stretch) > SLIGHT_STRETCH:
         log.warning(
             "FusedIDAttentionPatch: the masks are %dx%d, the picture has other proportions (latent %dx%d): they are "
             "stretched to it. Paint masks at the picture's size to keep people in place",
-            width, height, full_hw[1], full_hw[0],
+            width, height, columns, rows,
         )  # fmt: skip

@@ -12,7 +12,6 @@ from ..attention.grid import grid_at_level
 from ..attention.merge import num_left
 from ..attention.prefetch import Prefetch
 from ..attention.routing import Region
-from ..attention.schedule import Window
 from ..attention.sites import Site
 from ..attention.storage import AS_COMPUTED, Storage, StoredFeatures, layer_bytes
 from .face_sources import FaceSource
@@ -67,8 +66,8 @@ class FusionPlan:
     attention: `attn2` (cross-attention) or `attn1` (self-attention, training-free). active: paths of the sites that see
     the faces. both: whether the negative prompt's rows see them too. adain: whether queries and keys take on the
     reference's statistics. orthogonal: PuLID's projection of the branch, where `combine` is `decoupled`. names: of the
-    people, in the order of their identities. number: names the run in the options of a UNet call. kept, prompts:
-    features, and prompts' fingerprints by the host's name, of the run in progress; emptied after sampling.
+    people, in the order of their identities. start, end: fractions of the sampling run between which they act. number:
+    names the plan in recordings. regions: found so far, by grid and place.
     """
 
     faces: ReferencePass | GivenFaces
@@ -76,9 +75,10 @@ class FusionPlan:
     sites: tuple[Site, ...]
     active: frozenset[str]
     controls: FaceControls
-    window: Window
     combine: str
     length: str
+    start: float = 0.0
+    end: float = 1.0
     attention: str = "attn2"
     both: bool = False
     adain: bool = False
@@ -86,25 +86,14 @@ class FusionPlan:
     routed: RoutedIdentities | None = None
     names: tuple[str, ...] = ()
     number: int = field(default_factory=lambda: next(_numbers))
-    kept: dict[Any, Features] = field(default_factory=dict)
-    prompts: dict[Any, str] = field(default_factory=dict)
     regions: dict[Any, tuple[Region, ...]] = field(default_factory=dict)
-
-    def forget_run(self) -> None:
-        """Lets go of what only the run in progress needed."""
-        self.kept.clear()
-        self.prompts.clear()
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One UNet call in which the faces act: features per reference, and of "no face" where the family has them.
-
-    ahead: in place of `features`, where they are kept in another form than the layers take.
-    """
+class FaceSet:
+    """Every reference's features with one text. ahead: in place of them, where the layers take another form."""
 
     features: tuple[ReferenceFeatures, ...]
-    negative: ReferenceFeatures | None = None
     ahead: Prefetch | None = None
 
     def at(self, path: str) -> tuple[LayerFeatures, ...]:

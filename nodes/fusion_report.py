@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import comfy.ldm.modules.attention as host_attention
-
 from ..attention.cache import MIB
 from .fusion_plan import FusionPlan, ReferencePass, features_bytes, share_left
+from .host.kernel import kernel_name
 from .reference_cache import CACHE
 
 
-def fusion_report(plan: FusionPlan, installed: int, notes: Sequence[str], itemsize: int) -> str:
+def fusion_report(plan: FusionPlan, notes: Sequence[str], itemsize: int) -> str:
     """For example `16 of 16 layers, 1 reference, 44.1 MiB, kernel attention_pytorch, fused`, then a line per note.
 
     itemsize: bytes per number that the model computes in.
     """
     count = sum(one.pictures for one in plan.shown)
-    kernel = getattr(host_attention.optimized_attention, "__name__", "unknown")
     routed = plan.routed
     routing = [] if routed is None else [f"{len(routed.identities)} people routed (background {routed.background})"]
     where = [] if plan.attention == "attn2" else ["in self-attention"]
     facts = [
-        f"{installed} of {len(plan.sites)} layers",
+        f"{len(plan.active)} of {len(plan.sites)} layers",
         f"{count} reference{'s' * (count != 1)}",
         f"{features_bytes(plan, itemsize) / MIB:.1f} MiB{_form(plan)}",
-        f"kernel {kernel}",
+        f"kernel {kernel_name()}",
         plan.combine,
         *where,
         *routing,

@@ -9,7 +9,7 @@ from ..attention.community.families import PULID
 from ..attention.community.orthogonal import OFF
 from ..attention.community.pulid_methods import PulidMethod
 from ..attention.fusion import FaceControls
-from ..attention.schedule import Window, check_percents
+from ..attention.schedule import check_percents
 from ..attention.sites import Site, discover_sites, family_of, layer_groups
 from ..attention.storage import AS_COMPUTED, Storage, require_fp8
 from . import reference_inputs
@@ -19,9 +19,9 @@ from .community_lora import carried_lora, with_adapter_lora
 from .community_options import CommunityOptions
 from .community_source import community_features
 from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfAttention
+from .fusion_effect import install_fusion
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
 from .fusion_report import fusion_report
-from .patch import install_fusion
 from .reference_cache import compute_dtype
 from .separation import patch_separation
 from .wire_types import RoutedIdentities, require_places
@@ -45,13 +45,13 @@ def patch_model(
     people = _people(identity, routed)
     sites = require_sites(model)
     active = _active(sites, layers)
-    window = percent_window(model, start_percent, end_percent)
+    check_percents(start_percent, end_percent)
     controls = FaceControls(max(strength, 1e-9), key_strength, value_strength, attention_scale)
     storage = Storage(cache_precision, cache_device)
     wishes = {"timestep": timestep, "length": length, "combine": combine, "text": reference_text}
     common: dict[str, Any] = {
-        "sites": sites, "active": active, "window": window, "controls": controls, "routed": routed,
-        "both": apply_to == "both", "names": tuple(person.name for person in people),
+        "sites": sites, "active": active, "start": start_percent, "end": end_percent, "controls": controls,
+        "routed": routed, "both": apply_to == "both", "names": tuple(person.name for person in people),
     }  # fmt: skip
     if adain and adapter != TRAINING_FREE:
         raise ValueError(f"'adain' belongs to the adapter choice {TRAINING_FREE!r}, got {adapter!r}. Turn it off")
@@ -121,15 +121,6 @@ def _active(sites: tuple[Site, ...], layers: str) -> frozenset[str]:
     if not active:
         raise ValueError(f"this model has no layers in the group {layers!r}; choose another, such as 'all'")
     return active
-
-
-def percent_window(model: Any, start: float, end: float) -> Window:
-    """Noise levels of a MODEL between two fractions of the run. Raises ValueError unless 0 <= start <= end <= 1."""
-    check_percents(start, end)
-    sampling = model.get_model_object("model_sampling")
-    # At the very start and end, whatever a sampler or another node does beyond the schedule is inside.
-    first = float("inf") if start == 0.0 else float(sampling.percent_to_sigma(start))
-    return Window(first, 0.0 if end == 1.0 else float(sampling.percent_to_sigma(end)))
 
 
 def _own_source(adapter: str, sites: tuple[Site, ...]) -> tuple[FaceSource, AdapterSettings, FusionAdapter | None]:
@@ -212,10 +203,8 @@ def _community_plan(
 
 
 def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str]:
-    clone, installed = install_fusion(model, plan)
-    if installed != len(plan.active):
-        raise ValueError(f"only {installed} of {len(plan.active)} layers could be patched; report this as a bug")
+    clone = install_fusion(model, plan)
     routed = plan.routed
     if routed is not None and routed.separation > 0:
         clone = patch_separation(clone, routed.masks, routed.separation)
-    return clone, fusion_report(plan, installed, notes, compute_dtype(model.model).itemsize)
+    return clone, fusion_report(plan, notes, compute_dtype(model.model).itemsize)

@@ -1,47 +1,83 @@
-"""Puts multi-identity cross-attention (METHOD 2.3) into a MODEL."""
+"""Multi-identity cross-attention (METHOD 2.3) in a MODEL: queries of a region see one person's guidance tokens only.
+
+A CONDITIONING entry for several people carries its `GuidanceRouting`; the rows of a call are found by it, not by where
+they stand.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import comfy.patcher_extension
+from ..attention.guidance_routing import GuidanceRouting, guidance_regions, intersect
+from ..attention.routing import Region
+from ..attention.sites import Site, discover_sites
+from .guidance_conditioning import ROUTING_KEY
+from .host.effect import Routing
+from .host.install import installed
+from .host.layer_call import LayerCall, Rows
+from .host.model_call import ModelCall
+from .host.place import Place
 
-from ..attention.guidance_routing import GuidanceRouting
-from ..attention.sites import discover_sites
-from .guidance_slot import SPANS_KEY, TextSlot
-from .guidance_spans import GuidanceSpans
+LABEL = "HybridGuidance"
+MOST_KEPT = 64
+
+
+class GuidanceEffect:
+    """Routes the text of prompts that speak to several people; keeps the regions between steps."""
+
+    label = LABEL
+    kind = "guidance"  # reads the prompts, so one is enough for all of them
+
+    def __init__(self, sites: tuple[Site, ...]) -> None:
+        self._sites = {site.key: site for site in sites}
+        self._regions: dict[Any, Any] = {}
+
+    def begin(self, call: ModelCall) -> Routing | None:
+        """See `host.effect.Effect`."""
+        if all(prompt.own(ROUTING_KEY) is None for prompt in call.prompts):
+            return None
+        return Routing(LABEL, self._sites, self)
+
+    def rows(self, call: LayerCall, faces: tuple[Region, ...] | None = None) -> Rows:
+        """See `host.layer_call.TextRouter`."""
+        found = []
+        call.require_grid("the people of a prompt", "guide one person")
+        for chunk in call.chunks:
+            routing: GuidanceRouting | None = chunk.prompt.own(ROUTING_KEY)
+            if routing is None:
+                continue
+            if call.repeated:
+                raise ValueError(
+                    f"{LABEL}: another node repeats the rows of this layer for texts of its own, so guidance for "
+                    "several people cannot be told apart. Remove it (attention couple), or guide one person"
+                )
+            place = call.place(chunk.prompt)
+            found.append((chunk.rows, self._met(routing, place, call, faces)))
+        return found
+
+    def _met(
+        self, routing: GuidanceRouting, place: Place, call: LayerCall, faces: tuple[Region, ...] | None
+    ) -> tuple[Region, ...]:
+        def make() -> tuple[Region, ...]:
+            here = routing if place.everything else replace(routing, masks=place.masks(routing.masks))
+            texts = guidance_regions(here, call.grid)
+            met = texts if faces is None else intersect(faces, texts, call.num_tokens)
+            return tuple(region.to(call.q.device) for region in met)
+
+        return self._keep((routing, place, faces, call.grid, call.q.device), make)
+
+    def _keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._regions:
+            if len(self._regions) >= MOST_KEPT:
+                self._regions.clear()
+            self._regions[key] = make()
+        return self._regions[key]
 
 
 def patch_guidance(model: Any, routing: GuidanceRouting | None) -> Any:
-    """A clone of the MODEL that honours `GuidanceRouting` in a CONDITIONING; unpatched when there is none to honour.
-
-    Layers whose replacement routes text by itself are left to it.
-    """
-    clone = model.clone()
-    if routing is None or SPANS_KEY in clone.model_options["transformer_options"]:
-        return clone
-    options = clone.model_options["transformer_options"] = clone.model_options["transformer_options"].copy()
-    spans = options[SPANS_KEY] = GuidanceSpans()
-    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, SPANS_KEY, _noting(spans))
-    replaced = options["patches_replace"] = options.get("patches_replace", {}).copy()
-    layers = replaced["attn2"] = replaced.get("attn2", {}).copy()
-    sites = discover_sites(clone.model.diffusion_model)
-    depth = Counter(site.key[:2] for site in sites)
-    for site in sites:
-        block = site.key[:2]
-        previous = layers.get(site.key, layers.get(block))
-        if getattr(previous, "routes_text", False):
-            continue
-        slot = layers[site.key] = TextSlot(previous)
-        if depth[block] == 1:  # packs for SD1.5 know the layer by this name and add to what they find there
-            layers[block] = slot
-    return clone
-
-
-def _noting(spans: GuidanceSpans) -> Any:
-    def calc_cond_batch(executor: Any, model: Any, conds: Any, x: Any, *rest: Any, **named: Any) -> Any:
-        spans.note(conds, (x.shape[-2], x.shape[-1]))
-        return executor(model, conds, x, *rest, **named)
-
-    return calc_cond_batch
+    """A clone of the MODEL that honours `GuidanceRouting` in a CONDITIONING; unpatched when there is none to honour."""
+    if routing is None:
+        return model.clone()
+    return installed(model, GuidanceEffect(discover_sites(model.model.diffusion_model)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.patcher_extension as extension
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
-from ..attention.schedule import Window
+from ..attention.schedule import check_percents
 from .advanced import advanced
-from .attention_recording import RECORDINGS, AttentionRecording, listening
-from .fusion_setup import percent_window, require_sites
+from .attention_recording import AttentionRecording
+from .fusion_setup import require_sites
+from .host.install import installed
+from .host.model_call import ModelCall
 from .input_ranges import require_in_range
 from .wire_types import Recording
 
@@ -49,29 +49,31 @@ class RecordAttention(io.ComfyNode):
     def execute(cls, model: Any, start_percent: float, end_percent: float) -> io.NodeOutput:
         try:
             require_in_range(cls, {"start_percent": start_percent, "end_percent": end_percent})
+            check_percents(start_percent, end_percent)
             require_sites(model)
-            return io.NodeOutput(*recorded(model, percent_window(model, start_percent, end_percent)))
+            return io.NodeOutput(*recorded(model, start_percent, end_percent))
         except ValueError as error:
             raise ValueError(f"{NODE}: {error}") from error
 
 
-def recorded(model: Any, window: Window) -> tuple[Any, AttentionRecording]:
-    """A clone of the MODEL that records the steps inside a window, and the recording; every run starts it anew."""
-    clone, recording = model.clone(), AttentionRecording()
-    key = f"fusedid_recording_{id(recording)}"
-    clone.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, key, _offer(recording, window))
-    clone.add_callback_with_key(extension.CallbacksMP.ON_PRE_RUN, key, lambda *_: recording.clear())
-    return clone, recording
+class RecordingEffect:
+    """Lets a recording listen to the calls between two fractions of a run; every run starts it anew."""
+
+    label = NODE
+    kind = ""
+
+    def __init__(self, recording: AttentionRecording, start: float, end: float) -> None:
+        self._recording, self._start, self._end = recording, start, end
+
+    def begin(self, call: ModelCall) -> None:
+        """See `host.effect.Effect`."""
+        if call.sampling is not None:
+            call.sampling.keep(self, self._recording.clear)
+        if call.within(self._start, self._end):
+            call.recordings.append(self._recording)
 
 
-def _offer(recording: AttentionRecording, window: Window) -> Any:
-    def apply_model(
-        executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
-        transformer_options: Any = None, **named: Any,
-    ) -> Any:  # fmt: skip
-        options = transformer_options or {}
-        if window.always or window.contains(float(t.flatten()[0])):
-            options = {**options, RECORDINGS: (*listening(options), recording)}
-        return executor(x, t, c_concat, c_crossattn, control, options, **named)
-
-    return apply_model
+def recorded(model: Any, start: float, end: float) -> tuple[Any, AttentionRecording]:
+    """A clone of the MODEL that records the steps between two fractions of a run, and the recording."""
+    recording = AttentionRecording()
+    return installed(model, RecordingEffect(recording, start, end)), recording

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.cache import ReferenceFeatures
 from ..attention.grid import LATENT_SCALE
@@ -15,9 +15,9 @@ from ..attention.merge import merged
 from ..attention.sites import Site
 from ..attention.storage import AS_COMPUTED, Storage, StoredFeatures, stored
 from .face_sources import FaceSource, Seen
-
-POOLED_WIDTH = 1280
-OVERRIDE = "optimized_attention_override"
+from .host.clean_room import call_options, clean_room
+from .host.kernel import kernel_attention
+from .host.model_call import POOLED_WIDTH
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,50 +48,37 @@ def reference_features(
     *,
     sigma: Tensor | None,
     device: torch.device,
-    override: Callable[..., Tensor] | None = None,
+    options: Mapping[str, Any],
     share: float = 1.0,
     storage: Storage = AS_COMPUTED,
 ) -> ReferenceFeatures | StoredFeatures:
     """Runs the UNet of `base` (the host's BaseModel, loaded and patched) on one reference and projects its states.
 
-    sigma: None for a clean reference at t=0, else the noise level `[1]` it is noised to (`matched`). override: another
-    pack's attention function, which the picture's own pass uses too. No other pack's patch acts in this pass. share: of
-    the tokens, left by merging. storage: the form of the result.
+    sigma: None for a clean reference at t=0, else the noise level `[1]` it is noised to (`matched`). options: of the
+    picture's own pass; of other packs only an attention kernel acts in this one. share: of the tokens, left by merging.
+    storage: the form of the result.
     """
-    seen = _capture(base, reference, text, source.attention, sites, sigma, device, override)
-    unet = _unet(base)
-    layers = ((s.path, source.features(s, unet.get_submodule(s.path), seen.pop(s.key))) for s in sites)
-    fewer = ((path, merged(layer, share)) for path, layer in layers)
-    if storage == AS_COMPUTED:
-        return ReferenceFeatures(dict(fewer))
-    return StoredFeatures({path: stored(layer, storage) for path, layer in fewer})  # one layer at a time: small peak
-
-
-def _capture(
-    base: Any,
-    reference: ReferenceLatent,
-    text: ReferenceText,
-    attention: str,
-    sites: tuple[Site, ...],
-    sigma: Tensor | None,
-    device: torch.device,
-    override: Callable[..., Tensor] | None,
-) -> dict[tuple[Any, ...], Seen]:
     seen: dict[tuple[Any, ...], Seen] = {}
-    options = _cross_capture(seen) if attention == "attn2" else _self_capture(seen, sites)
-    if override is not None:
-        options[OVERRIDE] = override
-    dtype = base.manual_cast_dtype if base.manual_cast_dtype is not None else base.get_dtype()
+    capture = _cross_capture(seen) if source.attention == "attn2" else _self_capture(seen, sites)
     x, t = _noised(base, reference, sigma, device)
-    adm = {} if base.adm_channels == 0 else {"y": _adm(base, reference, text, device).to(dtype)}
-    context = text.context.to(device, dtype)
-    _unet(base)(_with_concat(base, x).to(dtype), t, context=context, control=None, transformer_options=options, **adm)
-    return seen
+    level = torch.zeros(1, device=device) if sigma is None else sigma.reshape(1)
+    with clean_room(base, options) as unet:
+        _pass(base, unet, x, t, reference, text, call_options(options, level, **capture))
+        layers = ((s.path, source.features(s, unet.get_submodule(s.path), seen.pop(s.key))) for s in sites)
+        fewer = ((path, merged(layer, share)) for path, layer in layers)
+        if storage == AS_COMPUTED:
+            return ReferenceFeatures(dict(fewer))
+        return StoredFeatures({path: stored(layer, storage) for path, layer in fewer})  # one at a time: small peak
 
 
-def _unet(base: Any) -> Any:
-    """The UNet itself: a compiled one would be compiled once more for this single pass."""
-    return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+def _pass(
+    base: Any, unet: nn.Module, x: Tensor, t: Tensor, reference: ReferenceLatent, text: ReferenceText,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    dtype = base.manual_cast_dtype if base.manual_cast_dtype is not None else base.get_dtype()
+    adm = {} if base.adm_channels == 0 else {"y": _adm(base, reference, text, x.device).to(dtype)}
+    context = text.context.to(x.device, dtype)
+    unet(_with_concat(base, x).to(dtype), t, context=context, control=None, transformer_options=options, **adm)
 
 
 def _cross_capture(seen: dict[tuple[Any, ...], Seen]) -> dict[str, Any]:
@@ -104,10 +91,8 @@ def _cross_capture(seen: dict[tuple[Any, ...], Seen]) -> dict[str, Any]:
 
 def _self_capture(seen: dict[tuple[Any, ...], Seen], sites: tuple[Site, ...]) -> dict[str, Any]:
     def capture(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
-        from .guidance_slot import host_attention
-
         seen[(*extra["block"], extra["block_index"])] = Seen(query=q, key=k, value=v)
-        return host_attention(q, k, v, extra)
+        return kernel_attention(q, k, v, extra["n_heads"], extra)
 
     return {"patches_replace": {"attn1": {site.key: capture for site in sites}}}
 

@@ -146,20 +146,36 @@ class FusionLab:
 
 
 def record(model: Any, key: tuple[Any, ...], attention: str, run: Any) -> list[Call]:
-    """Wraps the layer's slot in a clone and notes what goes in and out."""
-    from comfy.ldm.modules.attention import optimized_attention
+    """What a layer of a MODEL received and gave while `run` samples with a clone of it.
 
-    clone = model.clone()
-    inner = clone.model_options["transformer_options"].get("patches_replace", {}).get(attention, {}).get(key)
-    calls: list[Call] = []
+    Read from outside, at the layer's own projections, so that whoever computes between them is left alone.
+    """
+    clone, calls = model.clone(), []
+    site = next(one for one in discover_sites(clone.model.diffusion_model) if one.key == tuple(key))
+    block = clone.model.diffusion_model.get_submodule(site.path)
+    layer = getattr(block, attention)
+    state: dict[str, Any] = {}
 
-    def layer(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
-        out = optimized_attention(q, k, v, options["n_heads"]) if inner is None else inner(q, k, v, options)
-        calls.append(Call(q, k, v, dict(options), out))
-        return out
+    def note_options(n: Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Tensor, Any, Any]:
+        if (*extra["block"], extra["block_index"]) == site.key:
+            state["options"] = dict(extra)
+        return n, context, value
 
-    clone.set_model_patch_replace(layer, attention, *key)
-    run(clone)
+    def note_output(_: Any, given: tuple[Tensor, ...]) -> None:
+        if "options" in state:  # else the pass of a reference
+            calls.append(Call(state["q"], state["k"], state["v"], state.pop("options"), given[0].clone()))
+
+    def note(name: str) -> Any:
+        return lambda _, __, out: state.update({name: out.clone()})
+
+    getattr(clone, f"set_model_{attention}_patch")(note_options)
+    handles = [getattr(layer, f"to_{name}").register_forward_hook(note(name)) for name in "qkv"]
+    handles.append(layer.to_out.register_forward_pre_hook(note_output))
+    try:
+        run(clone)
+    finally:
+        for handle in handles:
+            handle.remove()
     return calls
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import fusion_lab
+import peer_standins
 import pytest
 import torch
 from fusion_lab import FusionLab, largest, relative
@@ -326,31 +326,23 @@ def test_two_patches_on_one_model_both_act(lab):
     assert relative(outs["both"], sum_of_both) < 1e-5
 
 
-def test_a_deep_copy_or_clone_of_the_model_works_and_stays_apart(lab, patched):
-    """Packs that come later `.add` to the slot they find: in their clone only."""
-    wanted = lab.sample(patched)
+def test_what_other_packs_add_to_a_clone_stays_in_the_clone(lab, patched):
+    """Run after run on the same MODEL, with another weight: nothing is left of the run before."""
+    keys = [site.key for site in lab.sites]
+    first = lab.sites[0]
+    plain, mine = (lab.calls_at(model, first, steps=1)[0].out for model in (lab.model, patched))
+    unit = lab.calls_at(peer_standins.add_branch(lab.model, keys, 1.0), first, steps=1)[0].out - plain
+    before = lab.sample(patched)
+    for weight in (1.0, 0.5, 0.25):
+        clone = peer_standins.add_branch(patched, keys, weight)
+        added = lab.calls_at(clone, first, steps=1)[0].out - mine
+        assert relative(added, weight * unit) < 1e-5
+    assert torch.equal(lab.sample(patched), before)
+
+
+def test_a_deep_copy_of_the_options_is_the_same_model(lab, patched):
     clone = patched.clone()
-    slots = clone.model_options["transformer_options"]["patches_replace"]["attn2"]
-    for slot in {id(slot): slot for slot in slots.values()}.values():
-        slot.add(lambda out, q, k, v, extra: torch.ones_like(out))
-    assert relative(lab.sample(clone), wanted) > 1e-3
-    assert torch.equal(lab.sample(patched), wanted)
-    assert len({id(slot) for slot in slots.values()}) == len(lab.sites), "two names of a layer stay one slot"
-
-
-def test_slots_stay_apart_in_hosts_that_copy_only_containers(lab, patched, monkeypatch):
-    import comfy.model_patcher
-
-    def containers(value: Any, *_: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: containers(entry) for key, entry in value.items()}
-        return [containers(entry) for entry in value] if isinstance(value, list) else value
-
-    monkeypatch.setattr(comfy.model_patcher, "copy", SimpleNamespace(deepcopy=containers, copy=copy.copy))
-    clone = patched.clone()
-    monkeypatch.undo()
-    slots, ours = (m.model_options["transformer_options"]["patches_replace"]["attn2"] for m in (clone, patched))
-    assert all(slots[key] is not ours[key] for key in ours)
+    clone.model_options = copy.deepcopy(patched.model_options)
     assert torch.equal(lab.sample(clone), lab.sample(patched))
 
 
