@@ -23,7 +23,7 @@ def span_on_ruler(samples_n: Tensor, size: int) -> tuple[float, float] | None:
     """The part of a side of `size` pixels, as fractions of it, whose numbers were cut out and resized to n samples.
 
     Exact where whole pixels were cut out and resized to their nearest neighbours; otherwise (the whole side was resized
-    before, other filters) off by a fraction of a pixel. None where the samples are no part of a ruler: mirrored, rolled.
+    before, other filters) off by a fraction of a pixel. None for samples that are no part of a ruler: mirrored, rolled.
     """
     samples = samples_n.detach().double().cpu()
     num = len(samples)

@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .attention_map import AttentionMap
 from .community_options import FusedIDCommunityOptions
+from .cut_picture import CutPicture
 from .doctor import FusedIDDoctor
 from .face_embed import FaceEmbed
 from .face_folder import FaceFolder
@@ -17,6 +18,8 @@ from .instantid_control import FusedIDInstantIDControl
 from .load_identity_encoder import LoadIdentityEncoder
 from .mix import MixIdentities
 from .multi_id_router import MultiIDMaskRouter
+from .paste_parts import PasteParts
+from .place_in_picture import PlaceInPicture
 from .record_attention import RecordAttention
 from .similarity import FaceSimilarity
 
@@ -35,6 +38,9 @@ class FusedIDExtension(ComfyExtension):
             FusedIDInstantIDControl,
             RecordAttention,
             AttentionMap,
+            CutPicture,
+            PlaceInPicture,
+            PasteParts,
             HybridGuidance,
             MixIdentities,
             SaveIdentity,

@@ -34,7 +34,9 @@ def test_what_was_cut_out_is_found_to_the_pixel(start: int, length: int, num: in
 
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "linear", "bicubic", "area"])
-@pytest.mark.parametrize(("start", "stop", "num"), [(100, 612, 512), (100, 612, 1024), (0, 4096, 64), (3000, 4096, 137)])
+@pytest.mark.parametrize(
+    ("start", "stop", "num"), [(100, 612, 512), (100, 612, 1024), (0, 4096, 64), (3000, 4096, 137)]
+)
 def test_any_filter_is_read_to_a_small_part_of_a_latent_pixel(mode: str, start: int, stop: int, num: int) -> None:
     found = span_on_ruler(resized(ruler(SIZE)[start:stop], num, mode), SIZE)
     assert found is not None

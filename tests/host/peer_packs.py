@@ -25,8 +25,10 @@ PEER_URLS = {
     "ComfyUI-AnimateDiff-Evolved": "https://github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved",
     "PuLID": "https://github.com/ToTheBeginning/PuLID",
     "sd-perturbed-attention": "https://github.com/pamparamm/sd-perturbed-attention",
+    "ComfyUI_UltimateSDUpscale": "https://github.com/ssitu/ComfyUI_UltimateSDUpscale",
+    "ComfyUI-Impact-Pack": "https://github.com/ltdrdata/ComfyUI-Impact-Pack",
 }
-# PuLID_ComfyUI imports these at its top, and uses them only to prepare pictures.
+# PuLID_ComfyUI and Impact Pack import these at their top, and use them only to prepare pictures.
 IMAGE_LIBRARIES = (
     "facexlib",
     "facexlib.parsing",
@@ -38,6 +40,8 @@ IMAGE_LIBRARIES = (
     "timm.models",
     "timm.models.layers",
     "ftfy",
+    "piexif",
+    "segment_anything",
 )
 
 
@@ -91,6 +95,17 @@ def load_couple_node(host: Any) -> Any:
         setattr(root, constant, "")
     sys.modules["peer_couple"] = root
     return importlib.import_module("peer_couple.scripts.attention_couple.node").AttentionCouple
+
+
+def load_impact(host: Any) -> types.ModuleType:
+    """Impact Pack without its second pack, which holds detectors only."""
+    folder = peer_folder("ComfyUI-Impact-Pack")
+    if str(folder / "modules") not in sys.path:
+        sys.path.append(str(folder / "modules"))
+    detectors = types.ModuleType("impact.subpack_nodes")
+    detectors.NODE_CLASS_MAPPINGS, detectors.NODE_DISPLAY_NAME_MAPPINGS = {}, {}
+    sys.modules.setdefault("impact.subpack_nodes", detectors)
+    return load_peer(host, "ComfyUI-Impact-Pack")
 
 
 class PeerLayers:

@@ -1,0 +1,19 @@
+"""What a user must see while a model is sampled, when no node of ours is running."""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("fusedid")
+
+
+def show_on_running_node(text: str) -> None:
+    """Writes a text under the node that is running, in whatever frontend is connected, and into the log."""
+    log.warning("FusedID: %s", text)
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    running, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if running is None or not hasattr(server, "send_progress_text"):
+        return
+    server.send_progress_text(f"FusedID: {text}", running.node_id)
