@@ -60,7 +60,7 @@ def change_layer(plan: FusionPlan, shows: Sequence[Shows | None], site: Site, ca
             continue
         if one.faces not in layers:  # once per layer: the next layer's features set out when these arrive
             layers[one.faces] = one.faces.at(site.path)
-        place = call.place(chunk.prompt)
+        place = call.place(chunk)
         regions = _regions(plan, call, place)
         if plan.attention == "attn2" and (met := dict(_by_start(call, regions)).get(chunk.rows.start)) is not None:
             regions = met

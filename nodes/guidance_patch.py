@@ -50,10 +50,10 @@ class GuidanceEffect:
                 continue
             if call.repeated:
                 raise ValueError(
-                    f"{LABEL}: another node repeats the rows of this layer for texts of its own, so guidance for "
-                    "several people cannot be told apart. Remove it (attention couple), or guide one person"
+                    "another node repeats the rows of this layer for texts of its own, so guidance for several people "
+                    "cannot be told apart. Remove it (attention couple), or guide one person"
                 )
-            place = call.place(chunk.prompt)
+            place = call.place(chunk)
             found.append((chunk.rows, self._met(routing, place, call, faces)))
         return found
 

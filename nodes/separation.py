@@ -67,7 +67,7 @@ def patch_separation(model: Any, masks_IHW: Tensor, amount: float) -> Any:
 
 def _rows(call: LayerCall) -> list[tuple[slice, Place]]:
     """The rows of every prompt with their place; one slice when all show the same. It holds for every prompt."""
-    found = [(chunk.rows, call.place(chunk.prompt)) for chunk in call.chunks]
+    found = [(chunk.rows, call.place(chunk)) for chunk in call.chunks]
     if len({place for _, place in found}) == 1:
         return [(slice(0, len(call.q)), found[0][1])]
     return found

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from .effect import Acting, Acts, Effect, Effects, Routing
 from .lost_layers import watched
+from .messages import named_in_errors
 from .model_call import ModelCall
 from .sampling import note_run, noted_step
 from .slot import with_slots
+from .told_place import note_view
 
 EFFECTS = "fusedid_effects"
 """Where a MODEL's transformer_options hold its `Effects`; also the name of our wrappers."""
@@ -31,6 +33,7 @@ def installed(model: Any, effect: Effect) -> Any:
     if present is None:
         wrappers = extension.WrappersMP
         clone.add_wrapper_with_key(wrappers.OUTER_SAMPLE, EFFECTS, note_run)
+        clone.add_wrapper_with_key(wrappers.OUTER_SAMPLE, EFFECTS, note_view)
         clone.add_wrapper_with_key(wrappers.CALC_COND_BATCH, EFFECTS, _note_step)
         clone.add_wrapper_with_key(wrappers.APPLY_MODEL, EFFECTS, _apply_model)
     return clone
@@ -85,10 +88,8 @@ def _begun(
     call = ModelCall(base, x, t, context, label, options)
     found = []
     for effect in effects.members:
-        try:
+        with named_in_errors(effect.label):
             found.append(effect.begin(call))
-        except ValueError as error:
-            raise ValueError(f"{effect.label}: {error}") from error
     acting = [one for one in found if isinstance(one, Acting)]
     routing = next((one for one in found if isinstance(one, Routing)), None)
     return Acts(call, acting, routing) if acting or routing is not None else None

@@ -15,10 +15,11 @@ from torch import Tensor
 from ...attention.fusion import fused_attention
 from ...attention.routing import Region
 from .kernel import kernel_attention
+from .messages import named_in_errors
 from .model_call import ModelCall
 from .place import Place
-from .prompts import Prompt
 from .rows import Chunk, chunks_of
+from .sampling import size_of
 
 Rows = list[tuple[slice, tuple[Region, ...]]]
 """Rows of a layer, and the regions that their queries fall into."""
@@ -27,7 +28,9 @@ Change = list[tuple[slice, Tensor]]
 
 
 class TextRouter(Protocol):
-    """Whoever decides which text keys a query sees."""
+    """Whoever decides which text keys a query sees. label: the node's name, for messages."""
+
+    label: str
 
     def rows(self, call: LayerCall, faces: tuple[Region, ...] | None = None) -> Rows:
         """The rows whose text is routed. faces: regions by face to be met by the text's."""
@@ -80,9 +83,9 @@ class LayerCall:
                 f"{self.grid[1]}), so {what} cannot be placed. Remove it (HyperTile, ToMe), or {instead}"
             )
 
-    def place(self, prompt: Prompt) -> Place:
-        """The part of the picture that a prompt's rows show."""
-        return Place(self.model.latent_hw, self.model.view, prompt.area)
+    def place(self, chunk: Chunk) -> Place:
+        """The part of the picture that a chunk's rows show. Rows of nobody's are taken for the whole."""
+        return Place(size_of(self.model.x)) if chunk.number is None else self.model.place(chunk.number)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         """The host's kernel. heads may differ from the layer's."""
@@ -96,7 +99,10 @@ class LayerCall:
 
     def routed_text(self, faces: tuple[Region, ...] | None = None) -> Rows:
         """The rows whose text is routed, with their regions; see `TextRouter`."""
-        return [] if self._router is None else self._router.rows(self, faces)
+        if self._router is None:
+            return []
+        with named_in_errors(self._router.label):
+            return self._router.rows(self, faces)
 
     @cached_property
     def plain(self) -> Tensor:

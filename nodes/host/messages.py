@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 log = logging.getLogger("fusedid")
+
+
+class NamedError(ValueError):
+    """A user's mistake whose message already names the node."""
+
+
+@contextmanager
+def named_in_errors(label: str) -> Iterator[None]:
+    """Inside, messages about users' mistakes get the name of the node that they are about."""
+    try:
+        yield
+    except NamedError:
+        raise
+    except ValueError as error:
+        raise NamedError(f"{label}: {error}") from error
 
 
 def show_on_running_node(text: str) -> None:

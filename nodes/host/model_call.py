@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .place import VIEW, View
-from .prompts import UNKNOWN, Prompt, Role
-from .sampling import SAMPLING, STEP, Sampling, Step
+from .messages import show_on_running_node
+from .place import VIEW, Place, find_part, within
+from .prompts import UNKNOWN, Area, Prompt, Role
+from .sampling import SAMPLING, STEP, Sampling, Step, size_of
 
 POOLED_WIDTH = 1280
 """Of SDXL's label vector, the part that is the pooled text."""
@@ -41,24 +42,63 @@ class ModelCall:
     prompts: Sequence[Prompt] = field(init=False)
     kinds: Sequence[int] = field(init=False)
     sampling: Sampling | None = field(init=False)
-    latent_hw: tuple[int, int] = field(init=False)
     recordings: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sampling = self.options.get(SAMPLING)
-        step: Step | None = self.options.get(STEP)
-        self.kinds = tuple(self.options.get("cond_or_uncond") or (0,))
-        uuids = self.options.get("uuids") or (None,) * len(self.kinds)
-        noted = {} if step is None else step.prompts
-        self.prompts = tuple(
-            noted.get(named) or self._by_uuid(named[1]) for named in zip(self.kinds, uuids, strict=True)
-        )
-        self.latent_hw = (self.x.shape[-2], self.x.shape[-1]) if step is None else step.latent_hw
+        self._step: Step | None = self.options.get(STEP)
+        kinds = tuple(self.options.get("cond_or_uncond") or (0,))
+        uuids = self.options.get("uuids") or (None,) * len(kinds)
+        noted = {} if self._step is None else self._step.prompts
+        prompts = tuple(noted.get(named) or self._by_uuid(named[1]) for named in zip(kinds, uuids, strict=True))
+        times = self._times(len(kinds))
+        self.kinds, self.prompts = kinds * times, prompts * times
+        self._places: dict[int, Place] = {}
 
-    @property
-    def view(self) -> View | None:
-        """The part of the whole picture that is sampled, where somebody told it."""
-        return self.options.get(VIEW)
+    def _times(self, num_prompts: int) -> int:
+        """How often all prompts follow each other: packs that cut a latent into tiles stack them so."""
+        wanted = num_prompts * (len(self.x) if self._step is None else len(self._step.x))
+        return len(self.x) // wanted if self._step is not None and len(self.x) % wanted == 0 else 1
+
+    def place(self, number: int) -> Place:
+        """The part of the picture that the rows of one prompt in `prompts` show."""
+        if number not in self._places:
+            self._places[number] = self._place(number)
+        return self._places[number]
+
+    def _place(self, number: int) -> Place:
+        prompt, batch = self.prompts[number], len(self.x) // len(self.prompts)
+        rows = self.x[number * batch : (number + 1) * batch]
+        told = self.options.get(VIEW)
+        if told is not None:
+            views = {told} if isinstance(told[0], float) else set(told[number * batch : (number + 1) * batch])
+            if len(views) > 1:
+                raise ValueError(
+                    "the pictures of a batch show different parts of the whole picture, so people cannot be placed in "
+                    "them. Sample one at a time"
+                )
+            return Place(size_of(self.x), views.pop(), prompt.area)
+        if self.sampling is None or self._step is None:
+            return Place(size_of(self.x), None, prompt.area)
+        step = self._part(self._step.x, self.sampling.latent_hw, self.sampling.x)
+        area, size = prompt.area, size_of(self._step.x)
+        if size_of(rows) != (size if area is None else area[:2]):  # a tile of what the host made for the prompt
+            area = self._part(rows, size if area is None else area[:2], self._of_step(area))
+        return Place(self.sampling.latent_hw, None, within(area, size, step))
+
+    def _of_step(self, area: Area | None) -> Tensor:
+        assert self._step is not None
+        height, width, y, x = area or (*size_of(self._step.x), 0, 0)
+        return self._step.x[..., y : y + height, x : x + width]
+
+    def _part(self, part: Tensor, whole_hw: tuple[int, int], whole: Tensor | None) -> Area | None:
+        """Where a part lies in the whole; None: it is the whole, or taken for it."""
+        if size_of(part) == tuple(whole_hw):
+            return None
+        found = None if whole is None else find_part(part, whole)
+        if found is None and self.sampling is not None:
+            self.sampling.keep("unknown part", _say_unknown_part)
+        return found
 
     def has(self, *roles: Role) -> bool:
         """Whether a prompt of these roles is in the call: the host may run each in a call of its own."""
@@ -89,3 +129,10 @@ class ModelCall:
 
     def _by_uuid(self, uuid: Any) -> Prompt:
         return UNKNOWN if self.sampling is None or uuid is None else self.sampling.prompts.with_uuid(uuid)
+
+
+def _say_unknown_part() -> None:
+    show_on_running_node(
+        "a node evaluates the picture in parts, and where they lie cannot be told. People's regions are laid over each "
+        "part as over the whole picture, so they may get each other's face. Use FusedIDCutPicture for parts"
+    )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ...attention.grid import crop_masks, view_masks
+from ...attention.grid import View, crop_masks, view_masks
 from .prompts import Area
 
-View = tuple[float, float, float, float]
-"""(top, left, bottom, right) as fractions of the whole picture."""
 VIEW = "fusedid_view"
-"""Where a call's transformer_options hold the `View` that the latent shows; absent: the whole picture."""
+"""Where a call's transformer_options hold the `View` that the latent shows, or one per row; absent: all of it."""
 
 
 class Place(NamedTuple):
@@ -32,3 +31,26 @@ class Place(NamedTuple):
         if self.view is not None:
             masks_IHW = view_masks(masks_IHW, self.view)
         return masks_IHW if self.area is None else crop_masks(masks_IHW, self.latent_hw, self.area)
+
+
+def within(area: Area | None, size_hw: tuple[int, int], outer: Area | None) -> Area | None:
+    """An area of a part (None: all of it, `size_hw`) as an area of what the part was cut from."""
+    if outer is None:
+        return area
+    height, width, y, x = area or (*size_hw, 0, 0)
+    return height, width, y + outer[2], x + outer[3]
+
+
+def find_part(part: Tensor, whole: Tensor) -> Area | None:
+    """Where latents `[B, C, h, w]` were cut out of others `[B, C, H, W]`; None when they were not, or it is unclear.
+
+    For nodes that evaluate a part and tell nobody. Waits for the device.
+    """
+    height, width = part.shape[-2:]
+    if part.shape[:2] != whole.shape[:2] or height > whole.shape[-2] or width > whole.shape[-1]:
+        return None
+    rows, columns = whole.shape[-2] - height + 1, whole.shape[-1] - width + 1
+    corner = (whole[0, :, :rows, :columns] == part[0, :, :1, :1]).all(0)
+    places = corner.nonzero().tolist()
+    found = [(y, x) for y, x in places if torch.equal(whole[..., y : y + height, x : x + width], part)]
+    return (height, width, *found[0]) if len(found) == 1 else None

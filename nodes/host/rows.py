@@ -12,10 +12,11 @@ NEGATIVE_NUMBER = 1
 
 
 class Chunk(NamedTuple):
-    """Rows [start, stop) of a layer, and whose they are."""
+    """Rows [start, stop) of a layer, and whose they are. number: the prompt's in the call, None for nobody's."""
 
     prompt: Prompt
     rows: slice
+    number: int | None = None
 
 
 def chunks_of(
@@ -41,8 +42,8 @@ def chunks_of(
             "does not know. Remove that node"
         )
     chunks, start = [], 0
-    for prompt, repeat in zip(prompts, repeats):
-        chunks.append(Chunk(prompt, slice(start, start + repeat * batch)))
+    for number, (prompt, repeat) in enumerate(zip(prompts, repeats, strict=True)):
+        chunks.append(Chunk(prompt, slice(start, start + repeat * batch), number))
         start += repeat * batch
     return chunks
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from ...attention.schedule import Window
 from .prompts import GuiderPrompts, Prompt
 
@@ -22,17 +24,22 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one evaluation of prompts is about: the latent's size, and the prompts by position and uuid."""
+    """What one evaluation of prompts is about: latents `[B, 4, h, w]`, and the prompts by position and uuid."""
 
-    latent_hw: tuple[int, int]
+    x: Tensor
     prompts: dict[tuple[int, Any], Prompt]
 
 
 @dataclass(eq=False)
 class Sampling:
-    """prompts: the guider's. The host copies options deeply, and a copy of a run is the run."""
+    """prompts: the guider's. latent_hw: size of what is sampled. x: the last latents of that size that were evaluated.
+
+    The host copies options deeply, and a copy of a run is the run.
+    """
 
     prompts: GuiderPrompts
+    latent_hw: tuple[int, int]
+    x: Tensor | None = None
     _windows: dict[tuple[Any, float, float], Window] = field(default_factory=dict)
     _kept: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -64,16 +71,23 @@ def note_run(executor: Any, *given: Any, **named: Any) -> Any:
     """An OUTER_SAMPLE wrapper. The guider's options belong to this run: the host restores them afterwards."""
     guider = executor.class_obj
     options = guider.model_options.setdefault("transformer_options", {})
-    options[SAMPLING] = Sampling(GuiderPrompts(guider))
+    options[SAMPLING] = Sampling(GuiderPrompts(guider), size_of(given[0]))
     try:
         return executor(*given, **named)
     finally:
         options.pop(SAMPLING, None)
 
 
-def noted_step(options: dict[str, Any], conds: Any, x: Any) -> dict[str, Any]:
+def noted_step(options: dict[str, Any], conds: Any, x: Tensor) -> dict[str, Any]:
     """The transformer_options of a step, with what its prompts are. Unchanged outside a run."""
     sampling = options.get(SAMPLING)
     if sampling is None:
         return options
-    return {**options, STEP: Step((x.shape[-2], x.shape[-1]), sampling.prompts.read(conds))}
+    if size_of(x) == sampling.latent_hw:
+        sampling.x = x
+    return {**options, STEP: Step(x, sampling.prompts.read(conds))}
+
+
+def size_of(latents: Tensor) -> tuple[int, int]:
+    """(h, w) of latents `[..., h, w]`."""
+    return latents.shape[-2], latents.shape[-1]

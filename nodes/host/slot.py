@@ -18,6 +18,7 @@ from torch import Tensor
 from ...attention.sites import Site
 from .effect import Acts, Effects
 from .layer_call import LayerCall
+from .messages import named_in_errors
 
 Options = dict[str, Any]
 Layer = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
@@ -54,7 +55,10 @@ class Slot:
         key = self._site.key
         router = acts.routing.router if acts.routing is not None and self._attention == "attn2" else None
         call = LayerCall(acts.call, q, k, v, extra_options, router)
-        changes = [one.change(self._site, call) for one in acts.at(self._attention, key)]
+        changes = []
+        for one in acts.at(self._attention, key):
+            with named_in_errors(one.label):
+                changes.append(one.change(self._site, call))
         acts.acted.add((self._attention, key))
         other: Layer | None = acts.others.get((self._attention, key))
         if other is None and len(changes) == 1:

@@ -131,15 +131,15 @@ def test_areas_are_put_in_their_place(lab):
 
 
 def test_nobody_listening_costs_no_attention(lab, monkeypatch):
-    module = lab.pack.submodule("nodes.fused_layer")
+    module = lab.pack.submodule("nodes.host.layer_call")
     calls: list[int] = []
-    original = module.host_attention
+    original = module.kernel_attention
 
     def counted(*args: Any) -> Tensor:
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(module, "host_attention", counted)
+    monkeypatch.setattr(module, "kernel_attention", counted)
     patched, _ = lab.patch()
     lab.sample(patched)
     without = len(calls)

@@ -195,7 +195,7 @@ def test_features_in_ram_take_two_layers_of_a_gpu(labs, pack):
     assert plans.device_bytes(plan_of(pack, lab), 2, "cuda") == whole
     storage = pack.submodule("attention.storage").Storage
     keys = {
-        (place, device): caches.FeatureKey(-1, "", (), "", device, "", place, "", 1.0, storage("model", place), None)
+        (place, device): caches.FeatureKey(-1, "", "", device, "", place, "", 1.0, storage("model", place), None)
         for place in ("model", "cpu")
         for device in ("cuda:0", "cpu")
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fusion_lab import relative
+from fusion_lab import record, relative
 
 pytestmark = pytest.mark.host
 
@@ -35,50 +35,42 @@ def sample(model, conditioning, *, latent=None):
     )
 
 
-def replaced(model) -> dict:
-    return model.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
+def calls_at(model, site, conditioning):
+    return record(model, site.key, "attn1", lambda clone: sample(clone, conditioning))
+
+
+def by_formula(call, amount: float) -> torch.Tensor:
+    """Dense attention with the bias between two halves of the picture."""
+    height, width = call.options["activations_shape"][-2:]
+    left = (torch.arange(height * width) % width) < width // 2
+    split = [t.unflatten(-1, (call.options["n_heads"], -1)).transpose(1, 2) for t in (call.q, call.k, call.v)]
+    bias = -amount * (left[:, None] != left[None]).float()
+    scores = split[0] @ split[1].transpose(-1, -2) / split[0].shape[-1] ** 0.5 + bias
+    return (scores.softmax(-1) @ split[2]).transpose(1, 2).flatten(2)
 
 
 def test_separation_is_off_by_default_and_bit_for_bit(patch, unet, small_models):
     off = patch(unet, two_masks(), 0.0)
-    assert not replaced(off)
     assert torch.equal(sample(off, small_models.conditioning()), sample(unet, small_models.conditioning()))
 
 
-def test_separation_acts_in_the_coarse_layers_only_and_leaves_the_input_model(patch, unet, pack, small_models):
-    on = patch(unet, two_masks(), 8.0)
+def test_separation_is_the_written_formula_in_the_coarse_layers_and_nothing_in_the_others(
+    patch, unet, pack, small_models
+):
+    """Queries, keys and values are caught on their way in; the layer's output follows from the dense bias."""
+    before = sample(unet, small_models.conditioning())
+    on = patch(unet, two_masks(), 3.0)
     sites = pack.submodule("attention.sites")
     found = sites.discover_sites(unet.model.diffusion_model)
     coarse = sites.layer_groups(found)["coarse"]
-    assert set(replaced(on)) == {site.key for site in found if site.path in coarse}
-    assert 0 < len(replaced(on)) < len(found)
-    assert not replaced(unet)
-    change = sample(on, small_models.conditioning()) - sample(unet, small_models.conditioning())
-    assert float(change.abs().max()) > 1e-4
-
-
-def test_separation_in_the_host_is_the_written_formula(patch, unet, pack, small_models):
-    """Queries, keys and values are caught on their way in; the layer's output follows from the dense bias."""
-    on = patch(unet, two_masks(), 3.0)
-    key, inner = next(iter(replaced(on).items()))
-    caught: list[tuple[torch.Tensor, ...]] = []
-
-    def catching(q, k, v, options):
-        out = inner(q, k, v, options)
-        caught.append((q.clone(), k.clone(), v.clone(), out.clone(), options["n_heads"]))
-        return out
-
-    clone = on.clone()
-    clone.set_model_attn1_replace(catching, *key)
-    sample(clone, small_models.conditioning())
-    q, k, v, out, heads = caught[0]
-    side = int(q.shape[1] ** 0.5)
-    left = (torch.arange(side * side) % side) < side // 2
-    bias = -3.0 * (left[:, None] != left[None]).float()
-    split = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
-    scores = split[0] @ split[1].transpose(-1, -2) / split[0].shape[-1] ** 0.5 + bias
-    expected = (scores.softmax(-1) @ split[2]).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    assert 0 < len(coarse) < len(found)
+    for site in found:
+        call = calls_at(on, site, small_models.conditioning())[0]
+        with_bias, without = by_formula(call, 3.0), by_formula(call, 0.0)
+        assert relative(with_bias, without) > 1e-4 or call.q.shape[1] == 1
+        expected = with_bias if site.path in coarse else without
+        torch.testing.assert_close(call.out, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(sample(unet, small_models.conditioning()), before), "the input MODEL is as it was"
 
 
 def test_applying_it_twice_is_applying_the_last(patch, unet, small_models):
@@ -87,14 +79,16 @@ def test_applying_it_twice_is_applying_the_last(patch, unet, small_models):
     assert torch.equal(once, twice)
 
 
-def test_another_packs_replacement_stays_in_force(patch, unet, small_models):
+def test_another_packs_replacement_stays_in_force(patch, unet, pack, small_models):
     from comfy.ldm.modules.attention import optimized_attention
 
     def doubled(q, k, v, options):
         return 2 * optimized_attention(q, k, v, options["n_heads"], transformer_options=options)
 
     theirs = unet.clone()
-    key = next(iter(replaced(patch(unet, two_masks(), 1.0))))
+    sites = pack.submodule("attention.sites")
+    found = sites.discover_sites(unet.model.diffusion_model)
+    key = next(site.key for site in found if site.path in sites.layer_groups(found)["coarse"])
     theirs.set_model_attn1_replace(doubled, *key)
     plain = sample(theirs, small_models.conditioning())
     both = sample(patch(theirs, two_masks(), 1e-7), small_models.conditioning())

@@ -189,5 +189,5 @@ def test_masks_that_fit_no_layer_say_what_to_remove(lab):
     routed = lab.routed([lab.identity(1), lab.identity(2)], fusion_lab.halves())
     patched, _ = lab.patch(routed=routed, adapter="training-free")
     patched.set_model_attn1_patch(lambda n, context, value, extra: (n[:, ::2], context[:, ::2], value))
-    with pytest.raises(ValueError, match="FusedIDAttentionPatch: another node merges or splits tokens"):
+    with pytest.raises(ValueError, match="FusedIDAttentionPatch: another node merges or tiles the tokens"):
         lab.sample(patched)

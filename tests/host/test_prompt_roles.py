@@ -46,7 +46,10 @@ class Scene:
             return pytest.skip(f"ComfyUI {self.host.version} has no {name}")
 
     def guider(self, name: str, model: Any, **inputs: Any) -> Any:
-        return peer_ours.run_node(self.node(name), model=model, **inputs)[0]
+        node = self.node(name)
+        if hasattr(node, "define_schema"):
+            return peer_ours.run_node(node, model=model, **inputs)[0]
+        return getattr(node(), node.FUNCTION)(model, **inputs)[0]
 
     def cfg(self, model: Any, cfg: float = 4.0) -> Any:
         return self.guider("CFGGuider", model, positive=self.p("positive"), negative=self.p("negative"), cfg=cfg)
