@@ -12,7 +12,7 @@ import pytest
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 
 ROOT = Path(__file__).resolve().parents[1]
-# ComfyUI's own requirements.txt has these (read in 0.3.64 and 0.8.0).
+# ComfyUI's own requirements.txt has these (read in 0.3.64 to 0.33.0).
 IN_COMFYUI = {"torch", "einops", "safetensors", "numpy", "pillow", "transformers", "scipy"}
 
 OURS = {"attention", "faces", "training"}
@@ -53,6 +53,17 @@ def test_development_set_trains_and_leaves_torchvision_out():
     train = {name_of(line) for line in [*extras["train"], *extras["ray"]]}
     assert train - {"open_clip_torch"} <= names  # open_clip needs torchvision
     assert {name_of(line) for line in lines("requirements.txt")} - {"onnxruntime-gpu"} <= names
+
+
+def test_the_workflow_tests_the_oldest_comfyui_we_allow_and_the_newest_we_know():
+    text = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    (tags,) = re.findall(r"comfyui: \[(.*)\]", text)
+    recorded = [path.stem for path in (ROOT / "tests" / "data" / "host_contract").glob("*.json")]
+    newest = max(recorded, key=lambda version: [int(part) for part in version.split(".")])
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    oldest = settings["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
+    assert tags.split(", ") == [f"v{oldest}", f"v{newest}", "master"]
+    assert f"ref: v{oldest}" in text  # the oldest libraries
 
 
 def test_every_library_that_training_imports_is_declared():
