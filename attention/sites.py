@@ -39,18 +39,20 @@ class Site:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of base model: what an adapter must fit."""
+    """A kind of base model: what an adapter must fit. native_size: side in pixels of the pictures it was trained on."""
 
     name: str
     label: str
     num_sites: int
     context: int
+    native_size: int
 
 
+USUAL_SIZE = 512
 FAMILIES = (
-    Family("sd15", "Stable Diffusion 1.x", 16, 768),
-    Family("sd20", "Stable Diffusion 2.x", 16, 1024),
-    Family("sdxl", "Stable Diffusion XL", 70, 2048),
+    Family("sd15", "Stable Diffusion 1.x", 16, 768, 512),
+    Family("sd20", "Stable Diffusion 2.x", 16, 1024, 512),
+    Family("sdxl", "Stable Diffusion XL", 70, 2048, 1024),
 )
 
 
@@ -111,6 +113,15 @@ def family_of(sites: Iterable[Site]) -> str:
         if len(sites) == family.num_sites and {site.context for site in sites} == {family.context}:
             return family.name
     return "custom"
+
+
+def native_size(sites: Iterable[Site]) -> int:
+    """Side in pixels of the pictures that a model of these sites was trained on.
+
+    Pruned models (SSD-1B, Vega) have fewer layers than their family and its text encoder, by which they are told.
+    """
+    contexts = {site.context for site in sites}
+    return next((family.native_size for family in FAMILIES if {family.context} == contexts), USUAL_SIZE)
 
 
 def layer_groups(sites: Iterable[Site]) -> dict[str, frozenset[str]]:

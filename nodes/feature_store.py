@@ -48,6 +48,9 @@ class FeatureStore(ModelPatcher):
             free_features(self._number)
         return super().detach(unpatch_all)
 
+    def __del__(self) -> None:
+        """The host's patchers give back memory here, with modules that are gone at the interpreter's exit."""
+
 
 class ReferenceFeaturesOnDevice(nn.Module):
     """What the host moves between devices for us: nothing."""

@@ -10,7 +10,7 @@ from ..attention.community.orthogonal import OFF
 from ..attention.community.pulid_methods import PulidMethod
 from ..attention.fusion import FaceControls
 from ..attention.schedule import check_percents
-from ..attention.sites import Site, discover_sites, family_of, layer_groups
+from ..attention.sites import Site, discover_sites, family_of, layer_groups, native_size
 from ..attention.storage import AS_COMPUTED, Storage, require_fp8
 from . import reference_inputs
 from .adapter_choice import FROM_ADAPTER, TRAINING_FREE, WITHOUT_FILE, adapter_path
@@ -26,9 +26,6 @@ from .reference_cache import compute_dtype
 from .separation import patch_separation
 from .wire_types import RoutedIdentities, require_places
 
-NATIVE_SIZE = {"sdxl": 1024}
-"""Side in pixels a family's models were trained at, where it is not the usual one."""
-USUAL_SIZE = 512
 Chosen = dict[str, str]
 
 
@@ -126,7 +123,7 @@ def _active(sites: tuple[Site, ...], layers: str) -> frozenset[str]:
 def _own_source(adapter: str, sites: tuple[Site, ...]) -> tuple[FaceSource, AdapterSettings, FusionAdapter | None]:
     if adapter in WITHOUT_FILE:
         family = family_of(sites)
-        size = NATIVE_SIZE.get(family, USUAL_SIZE)
+        size = native_size(sites)
         free = adapter == TRAINING_FREE
         settings = AdapterSettings(
             base=family, timestep="matched" if free else "clean", text="positive", length="paper", reference_size=size

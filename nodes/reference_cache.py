@@ -92,7 +92,8 @@ def model_number(base: Any) -> int:
     if base not in _model_numbers:
         number = next(_numbers)
         _model_numbers[base] = number
-        weakref.finalize(base, CACHE.drop, lambda key: key.model == number)
+        # Not at the interpreter's exit, when what it would need may be gone before it.
+        weakref.finalize(base, CACHE.drop, lambda key: key.model == number).atexit = False
     return _model_numbers[base]
 
 

@@ -25,6 +25,7 @@ from attention.sites import (
     family_of,
     layer_groups,
     ldm_to_diffusers,
+    native_size,
     patch_key,
 )
 
@@ -239,3 +240,17 @@ def test_a_block_without_cross_attention_is_no_site() -> None:
     transformer.transformer_blocks = nn.ModuleList([Block(Attention()), Block(None)])
     unet.input_blocks = nn.ModuleList([nn.Identity(), nn.ModuleList([nn.Identity(), transformer])])
     assert discover_sites(unet) == (Site("input_blocks.1.1.transformer_blocks.0", 32, 4, 48, 0),)
+
+
+@pytest.mark.parametrize(
+    ("sites", "size"),
+    [
+        (SD15_SITES, 512),
+        (SDXL_SITES, 1024),
+        (SDXL_SITES[:36], 1024),  # SSD-1B keeps about half of the blocks
+        (SD15_SITES[:4], 512),
+        ((), 512),
+    ],
+)
+def test_pruned_models_are_as_large_as_their_family(sites, size):
+    assert native_size(sites) == size
