@@ -116,7 +116,7 @@ def run_tests(options: argparse.Namespace, pytest_arguments: Sequence[str]) -> i
     found = [json.loads(line) for line in lines]
     print("\n".join(["", *(entry["line"] for entry in found)]))
     if options.strict:
-        failed += [f"none ran: {entry['line']}" for entry in found if entry["possible"] and not entry["ran"]]
+        failed += [f"no {entry['line'].split(':')[0]} ran" for entry in found if entry["possible"] and not entry["ran"]]
     verdict = f"FAILED: {', '.join(failed)}" if failed else "all green"
     print(f"dev.py test: {verdict} ({(time.monotonic() - started) / 60:.0f} minutes)", flush=True)
     return 1 if failed else 0
