@@ -64,10 +64,10 @@ def change_layer(plan: FusionPlan, shows: Sequence[Shows | None], site: Site, ca
         regions = _regions(plan, call, place)
         if plan.attention == "attn2" and (met := dict(_by_start(call, regions)).get(chunk.rows.start)) is not None:
             regions = met
-        text = call.text_of(chunk) if plan.attention == "attn2" else slice(None)
         faces = _no_face_keys(plan, layers[one.faces]) if one.no_face else _face_keys(plan, layers[one.faces])
         styles = [style for layer in layers[one.faces] if (style := layer.statistics)]
-        parts.append(Part(chunk.rows, chunk.prompt.role, place, text, regions, faces, styles))
+        texts = call.texts_of(chunk) if plan.attention == "attn2" else [(chunk.rows, slice(None))]
+        parts += [Part(rows, chunk.prompt.role, place, text, regions, faces, styles) for rows, text in texts]
     if call.model.recordings:
         _record(plan, parts, call)
     return [(part.rows, _attend(plan, call, part, call.v[part.rows], part.faces)) for part in parts]

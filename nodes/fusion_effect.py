@@ -40,7 +40,7 @@ class FusionEffect:
         """See `host.effect.Effect`."""
         plan, faces = self.plan, self.plan.faces
         no_face = faces.negative if isinstance(faces, GivenFaces) else None
-        asked = [Role.POSITIVE] + [Role.NEGATIVE] * (plan.both or no_face is not None)
+        asked = [Role.POSITIVE] + [Role.NEGATIVE] * plan.both + [Role.NEGATIVE, Role.UNKNOWN] * (no_face is not None)
         if not call.has(*asked) or call.sampling is None or not call.within(plan.start, plan.end):
             return None
         features: Held = call.sampling.keep(("features", plan.number), dict)
@@ -60,7 +60,7 @@ class FusionEffect:
         for prompt in call.prompts:
             if prompt.role is Role.POSITIVE or (prompt.role is Role.NEGATIVE and plan.both):
                 shows.append(Shows(seen_by(prompt)))
-            elif prompt.role is Role.NEGATIVE and no_face is not None:
+            elif no_face is not None:
                 shows.append(Shows(FaceSet((_placed(given, no_face, call),)), no_face=True))
             else:
                 shows.append(None)

@@ -22,6 +22,7 @@ from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfA
 from .fusion_effect import install_fusion
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
 from .fusion_report import fusion_report
+from .host.neighbours import neighbours
 from .reference_cache import compute_dtype
 from .separation import patch_separation
 from .wire_types import RoutedIdentities, require_places
@@ -204,4 +205,8 @@ def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str
     routed = plan.routed
     if routed is not None and routed.separation > 0:
         clone = patch_separation(clone, routed.masks, routed.separation)
+        notes = [*notes, f"people held apart in self-attention (separation {routed.separation:g})"]
+    others = neighbours(model, plan.attention)
+    if others:
+        notes = [*notes, f"beside other nodes in these layers: {', '.join(others)}"]
     return clone, fusion_report(plan, notes, compute_dtype(model.model).itemsize)

@@ -21,6 +21,8 @@ from .place import Place
 from .rows import Chunk, chunks_of
 from .sampling import size_of
 
+CLIP_WINDOW = 77
+
 Rows = list[tuple[slice, tuple[Region, ...]]]
 """Rows of a layer, and the regions that their queries fall into."""
 Change = list[tuple[slice, Tensor]]
@@ -132,17 +134,41 @@ class LayerCall:
         pieces = [values for _, values in sorted([*change, *plain], key=lambda piece: piece[0].start)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def text_of(self, chunk: Chunk) -> slice:
-        """The keys that hold the chunk's text once: the host repeats short texts to the longest one's length.
+    def texts_of(self, chunk: Chunk) -> list[tuple[slice, slice]]:
+        """The chunk's rows, and the keys that hold their text once.
 
-        Copies of a text do not change its own attention, but beside a face they would weigh more.
+        The host repeats short texts to the longest one's length, and packs that give regions texts of their own do so
+        too. Copies do not change a text's own attention, but beside a face they would weigh more.
         """
-        own, context = chunk.prompt.text, self.model.context
-        as_called = context is not None and self.k.shape[:2] == context.shape[:2]  # by no other pack changed
-        return slice(0, own.shape[1]) if own is not None and as_called else slice(None)
+        own, context, length = chunk.prompt.text, self.model.context, self.k.shape[1]
+        if own is None or context is None:
+            return [(chunk.rows, slice(0, length))]
+        if self.k.shape[:2] == context.shape[:2]:  # by no other pack changed
+            return [(chunk.rows, slice(0, own.shape[1]))]
+        if not self.repeated:
+            return [(chunk.rows, slice(0, length))]
+        batch = self._num_latents // len(self.model.prompts)
+        regions = [slice(start, start + batch) for start in range(chunk.rows.start, chunk.rows.stop, batch)]
+        lengths = self.model.keep(
+            ("texts", chunk.number, length), lambda: [text_length(self.k[rows.start], own.shape[1]) for rows in regions]
+        )
+        return [(rows, slice(0, one)) for rows, one in zip(regions, lengths, strict=True)]
 
 
 def gaps_between(rows: Sequence[slice], num_rows: int) -> list[slice]:
     """What lies before, between and behind slices of rows."""
     edges = [0, *(edge for one in sorted(rows, key=lambda s: s.start) for edge in (one.start, one.stop)), num_rows]
     return [slice(a, b) for a, b in zip(edges[::2], edges[1::2]) if b > a]
+
+
+def text_length(keys_KC: Tensor, own_length: int) -> int:
+    """Length of the text that keys `[K, C]` hold once or several times over. Waits for the device.
+
+    Texts come in multiples of CLIP's window; a prompt of another length than such has a window of its own.
+    """
+    window = CLIP_WINDOW if own_length % CLIP_WINDOW == 0 else own_length
+    total = keys_KC.shape[0]
+    for length in range(window, total, window):
+        if total % length == 0 and torch.equal(keys_KC[:-length], keys_KC[length:]):
+            return length
+    return total

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from .messages import show_on_running_node
 from .place import VIEW, Place, find_part, within
 from .prompts import UNKNOWN, Area, Prompt, Role
 from .sampling import SAMPLING, STEP, Sampling, Step, size_of
+
+Kept = TypeVar("Kept")
 
 POOLED_WIDTH = 1280
 """Of SDXL's label vector, the part that is the pooled text."""
@@ -53,7 +55,7 @@ class ModelCall:
         prompts = tuple(noted.get(named) or self._by_uuid(named[1]) for named in zip(kinds, uuids, strict=True))
         times = self._times(len(kinds))
         self.kinds, self.prompts = kinds * times, prompts * times
-        self._places: dict[int, Place] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     def _times(self, num_prompts: int) -> int:
         """How often all prompts follow each other: packs that cut a latent into tiles stack them so."""
@@ -62,9 +64,13 @@ class ModelCall:
 
     def place(self, number: int) -> Place:
         """The part of the picture that the rows of one prompt in `prompts` show."""
-        if number not in self._places:
-            self._places[number] = self._place(number)
-        return self._places[number]
+        return self.keep(("place", number), lambda: self._place(number))
+
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """`make()`, once in this call."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def _place(self, number: int) -> Place:
         prompt, batch = self.prompts[number], len(self.x) // len(self.prompts)

@@ -359,3 +359,35 @@ def test_promise_6_a_lora_that_is_loaded_again_with_equal_strength_costs_no_pass
         for model in with_lora:
             lab.sample(model, steps=1)
     assert sorted(rows) == [1, 1, 2, 2, 2]
+
+
+# Texts that other packs repeat
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_of_a_text_do_not_weaken_the_face(labs, copies, small_models):
+    """Couple packs repeat the texts of all regions to one length; a region's face must weigh as beside one copy."""
+    lab = labs()
+    site = lab.sites[0]
+    other = small_models.conditioning(lab.layout, seed=9)[0][0]
+
+    def repeated(n: Tensor, context: Tensor, value: Tensor, extra: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return n, context.repeat(1, copies, 1), value.repeat(1, copies, 1)
+
+    once = peer_standins.couple(lab.patch()[0], [other])
+    several = once.clone()
+    several.set_model_attn2_patch(repeated)
+    a, b = (record(model, site.key, "attn2", lambda m: lab.call(m))[0] for model in (once, several))
+    assert b.k.shape[1] == copies * a.k.shape[1] and len(a.q) == 3
+    assert relative(b.out, a.out) < 1e-5
+    assert relative(a.out, dense_attention(a, site.heads)) > 1e-3
+
+
+def test_the_report_names_who_else_is_in_the_layers(labs):
+    lab = labs()
+    busy = core(lab, "HyperTile", lab.model, 32, 2, 0, False)
+    _, report = lab.patch(busy, adapter="training-free", reference_size=64)
+    assert "beside other nodes in these layers: comfy_extras.nodes_hypertile (HyperTile." in report
+    assert "beside" not in lab.patch(busy)[1], "HyperTile is not in cross-attention"
+    routed = lab.routed([lab.identity(0), lab.identity(1)], halves(), separation=AMOUNT)
+    assert "people held apart in self-attention (separation 5)" in lab.patch(routed=routed)[1]
