@@ -152,6 +152,27 @@ def test_pose_and_two_people_work_together(server, stand_ins):
     assert "2 people routed" in kinds["PreviewAny"]["text"][0]
 
 
+def test_a_large_picture_is_refined_in_tiles_and_then_face_by_face(server, assets, stand_ins):
+    """Random models draw no faces, so the heads are found in a photo of two people."""
+    photo = Image.new("RGB", (400, 400), (120, 120, 120))
+    for number, name in enumerate(("syn03", "syn01")):
+        face = Image.open(assets / "faces" / "sfhq_crops" / f"{name}.jpg").resize((200, 200))
+        photo.paste(face, (200 * number, 100))
+    photo.save(server.base / "input" / "two_people.png")
+    parts = {"FusedIDCutPicture": {"size": SIDE, "margin": 0.0}}
+    workflow = with_inputs(api_form("large_picture"), stand_ins | parts)
+    (last_router,) = [node for node in workflow.values() if "content" in node["inputs"]]
+    workflow["photo"] = {"class_type": "LoadImage", "inputs": {"image": "two_people.png"}}
+    last_router["inputs"]["content"] = ["photo", 0]
+    outputs = server.queue(workflow)["outputs"]
+    by_kind = {workflow[key]["class_type"]: output for key, output in outputs.items() if key != "14"}
+    pictures = [by_kind[kind]["images"] for kind in ("PreviewImage", "SaveImage")]
+    assert [len(images) for images in pictures] == [1, 1], "one picture of many parts"
+    tiled, done = (np.asarray(Image.open(io.BytesIO(server.view(one))).convert("RGB")) for (one,) in pictures)
+    assert tiled.shape == done.shape == (2 * SIDE, 2 * SIDE, 3)
+    assert np.abs(done.astype(float) - tiled).max() > 5 and np.array_equal(done[0], tiled[0])
+
+
 def test_sdxl_example_patches_an_sdxl_model(server, stand_ins, small_models):
     sdxl = {
         "CheckpointLoaderSimple": {"ckpt_name": small_models.sdxl_checkpoint("sdxl_tiny").name},
