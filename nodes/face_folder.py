@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 import numpy as np
 from comfy_api.v0_0_2 import io
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..faces.picture_files import upright_rgb
 from ..faces.pictures import as_rgb
 from .images import pictures_to_image
 from .input_ranges import require_in_range
@@ -97,8 +97,7 @@ def read_picture(file: Path) -> np.ndarray:
     """uint8 `[H, W, 3]`, turned upright as its camera noted. ValueError that names the file when it is no picture."""
     try:
         with Image.open(file) as picture:
-            upright: Any = ImageOps.exif_transpose(picture)
-            return as_rgb(np.asarray(upright.convert("RGBA")))
+            return as_rgb(np.array(upright_rgb(picture)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for damaged files
         raise ValueError(f"{file.name} cannot be read ({error}). Remove it from the folder, or save it anew") from error
 

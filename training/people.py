@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from faces.align import whole_square
 from faces.embed import WHOLE, embed_faces
 from faces.encoder import FaceEncoder
 from faces.pack_choice import open_encoder
+from faces.picture_files import upright_rgb
 
 
 def read_picture(path: Path | str) -> np.ndarray:
     """A picture file as uint8 `[H, W, 3]` RGB, upright. Raises ValueError naming the file."""
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return np.array(upright_rgb(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no readable picture ({error})") from error
 
 

@@ -1,4 +1,4 @@
-"""Picture files to upright 8-bit RGB arrays, whatever their mode, depth or profile."""
+"""Picture files to upright 8-bit RGB arrays, or the reason why not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
+
+from faces.picture_files import upright_rgb
 
 from .reasons import ADVICE
 
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 """Pillow names the object it read from, which would make the result differ between runs."""
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class DropError(Exception):
@@ -47,7 +48,7 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
         with _own_limit(), Image.open(io.BytesIO(data)) as image:
             _check_pixels(image.size, max_pixels)
             image.load()
-            pixels = np.asarray(_to_rgb(image))
+            pixels = np.asarray(upright_rgb(image))
             return Picture(pixels, image.format or "?", image.mode, getattr(image, "n_frames", 1))
     except DropError:
         raise
@@ -70,32 +71,3 @@ def _own_limit() -> Iterator[None]:
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise DropError("too_many_pixels", f"{size[0]}x{size[1]} is more than {max_pixels} pixels")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT:
-        return _from_sixteen_bit(image)
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
-    return _to_srgb(image)
-
-
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    # Pillow also opens 8-bit values as mode I.
-    top = 65535 if values.max(initial=0) > 255 else 255
-    return Image.fromarray((np.clip(values, 0, top) * 255 // top).astype(np.uint8)).convert("RGB")
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK"):
-        return image.convert("RGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image.convert("RGB")
-    return converted if converted is not None else image.convert("RGB")
