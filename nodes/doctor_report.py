@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import folder_paths
 import torch
 
 from ..attention.community.layers import LABELS
-from ..attention.sites import FAMILIES, Site, discover_sites, family_of
+from ..attention.sites import FAMILIES, discover_sites, family_of
 from ..faces.doctor import Finding, version_of
 from .community_files import FOLDERS, recognised_choice
+from .host.kernel import kernel_name
+from .host.neighbours import layers_of_ours, layers_taken
 
 OWN_FOLDERS = ("fusedid", "identities")
 TOOLS = ("torch", "transformers", "safetensors", "einops", "diffusers", "open_clip_torch")
@@ -21,7 +21,7 @@ TOOLS = ("torch", "transformers", "safetensors", "einops", "diffusers", "open_cl
 
 def host_findings() -> list[Finding]:
     """ComfyUI's version, the device, the attention kernel, and the libraries the nodes may need."""
-    kernel = comfy.ldm.modules.attention.optimized_attention.__name__.removeprefix("attention_")
+    kernel = kernel_name().removeprefix("attention_")
     device = comfy.model_management.get_torch_device()
     tools = [f"{name} {version}" for name in TOOLS if (version := version_of(name))]
     return [
@@ -67,34 +67,21 @@ def _community_findings(folder: str) -> list[Finding]:
 
 
 def model_findings(model: Any) -> list[Finding]:
-    """How many cross-attention layers of a MODEL (a ModelPatcher) have a replacement, and whose."""
+    """In how many layers of a MODEL (a ModelPatcher) we act, and which nodes replace how many."""
     sites = discover_sites(model.model.diffusion_model)
     if not sites:
         kind = type(model.model).__name__
         return [Finding("problem", f"the model ({kind}) has no cross-attention FusedID knows", "use SD1.5 or SDXL")]
     label = next((f.label for f in FAMILIES if f.name == family_of(sites)), "a UNet of another layout")
-    owners = Counter(_owner(slot) for slot in _slots(model, sites))
     findings = [Finding("ok", f"model: {label}, {len(sites)} cross-attention layers")]
-    for owner, number in sorted(owners.items()):
-        level = "ok" if number == len(sites) else "note"
-        findings.append(Finding(level, f"{owner} replaces {number} of {len(sites)} layers"))
-    if not owners:
+    for name, attention, number in layers_of_ours(model):
+        where = "cross-attention" if attention == "attn2" else "self-attention"
+        findings.append(Finding("ok", f"{name} acts in {number} of {len(sites)} {where} layers"))
+    others = sorted(layers_taken(model, sites).items())
+    findings += [Finding("note", f"{owner} replaces {number} of {len(sites)} layers") for owner, number in others]
+    if len(findings) == 1:
         findings.append(Finding("ok", f"no layer is replaced (0 of {len(sites)})"))
     return findings
-
-
-def _slots(model: Any, sites: tuple[Site, ...]) -> list[Any]:
-    replaced = model.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
-    found = (replaced.get(site.key, replaced.get(site.key[:2])) for site in sites)
-    return [slot for slot in found if slot is not None]
-
-
-def _owner(slot: Any) -> str:
-    # A pack's modules are named after its folder, whatever the host did to the path.
-    module = getattr(slot, "__module__", "") or type(slot).__module__
-    parts = [part for part in module.replace("\\", "/").split("/") if part]
-    folder = parts[-1].split(".")[0] if parts else module
-    return "FusedID" if module.startswith(__name__.rsplit(".", 2)[0]) else f"the node pack {folder or 'unknown'}"
 
 
 def cuda_findings() -> list[Finding]:

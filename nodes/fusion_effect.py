@@ -33,8 +33,8 @@ class FusionEffect:
     kind = ""  # two patches on one MODEL add up
 
     def __init__(self, plan: FusionPlan) -> None:
-        self.plan = plan
-        self._sites = {site.key: site for site in plan.sites if site.path in plan.active}
+        self.plan, self.attention = plan, plan.attention
+        self.sites = {site.key: site for site in plan.sites if site.path in plan.active}
 
     def begin(self, call: ModelCall) -> Acting | None:
         """See `host.effect.Effect`."""
@@ -64,7 +64,7 @@ class FusionEffect:
                 shows.append(Shows(FaceSet((_placed(given, no_face, call),)), no_face=True))
             else:
                 shows.append(None)
-        return Acting(NODE, plan.attention, self._sites, partial(change_layer, plan, shows))
+        return Acting(NODE, plan.attention, self.sites, partial(change_layer, plan, shows))
 
     def _set(self, faces: ReferencePass, call: ModelCall, text: ReferenceText, held: Held) -> FaceSet:
         found: Any = call_features(self.plan, faces, call, text, held)

@@ -29,16 +29,17 @@ class GuidanceEffect:
 
     label = LABEL
     kind = "guidance"  # reads the prompts, so one is enough for all of them
+    attention = "attn2"
 
     def __init__(self, sites: tuple[Site, ...]) -> None:
-        self._sites = {site.key: site for site in sites}
+        self.sites = {site.key: site for site in sites}
         self._regions: dict[Any, Any] = {}
 
     def begin(self, call: ModelCall) -> Routing | None:
         """See `host.effect.Effect`."""
         if all(prompt.own(ROUTING_KEY) is None for prompt in call.prompts):
             return None
-        return Routing(LABEL, self._sites, self)
+        return Routing(LABEL, self.sites, self)
 
     def rows(self, call: LayerCall, faces: tuple[Region, ...] | None = None) -> Rows:
         """See `host.layer_call.TextRouter`."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.v0_0_2 import io
 
 from ..attention.schedule import check_percents
+from ..attention.sites import Site
 from .advanced import advanced
 from .attention_recording import AttentionRecording
 from .fusion_setup import require_sites
+from .host.effect import Key
 from .host.install import installed
 from .host.model_call import ModelCall
 from .input_ranges import require_in_range
@@ -61,6 +63,8 @@ class RecordingEffect:
 
     label = NODE
     kind = ""
+    attention = "attn2"
+    sites: ClassVar[dict[Key, Site]] = {}  # it listens to those who act
 
     def __init__(self, recording: AttentionRecording, start: float, end: float) -> None:
         self._recording, self._start, self._end = recording, start, end

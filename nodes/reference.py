@@ -15,8 +15,8 @@ from ..attention.merge import merged
 from ..attention.sites import Site
 from ..attention.storage import AS_COMPUTED, Storage, StoredFeatures, stored
 from .face_sources import FaceSource, Seen
-from .host.clean_room import call_options, clean_room
-from .host.kernel import kernel_attention
+from .host.clean_room import call_options, clean_room, note_cross_attention, note_self_attention
+from .host.effect import Key
 from .host.model_call import POOLED_WIDTH
 
 
@@ -58,12 +58,11 @@ def reference_features(
     picture's own pass; of other packs only an attention kernel acts in this one. share: of the tokens, left by merging.
     storage: the form of the result.
     """
-    seen: dict[tuple[Any, ...], Seen] = {}
-    capture = _cross_capture(seen) if source.attention == "attn2" else _self_capture(seen, sites)
+    seen: dict[Key, Seen] = {}
     x, t = _noised(base, reference, sigma, device)
     level = torch.zeros(1, device=device) if sigma is None else sigma.reshape(1)
     with clean_room(base, options) as unet:
-        _pass(base, unet, x, t, reference, text, call_options(options, level, **capture))
+        _pass(base, unet, x, t, reference, text, call_options(options, level, **_notes(source, sites, seen)))
         layers = ((s.path, source.features(s, unet.get_submodule(s.path), seen.pop(s.key))) for s in sites)
         fewer = ((path, merged(layer, share)) for path, layer in layers)
         if storage == AS_COMPUTED:
@@ -81,20 +80,13 @@ def _pass(
     unet(_with_concat(base, x).to(dtype), t, context=context, control=None, transformer_options=options, **adm)
 
 
-def _cross_capture(seen: dict[tuple[Any, ...], Seen]) -> dict[str, Any]:
-    def capture(n: Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Tensor, Any, Any]:
-        seen[(*extra["block"], extra["block_index"])] = Seen(normed=n)
-        return n, context, value
-
-    return {"patches": {"attn2_patch": [capture]}}
-
-
-def _self_capture(seen: dict[tuple[Any, ...], Seen], sites: tuple[Site, ...]) -> dict[str, Any]:
-    def capture(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
-        seen[(*extra["block"], extra["block_index"])] = Seen(query=q, key=k, value=v)
-        return kernel_attention(q, k, v, extra["n_heads"], extra)
-
-    return {"patches_replace": {"attn1": {site.key: capture for site in sites}}}
+def _notes(source: FaceSource, sites: tuple[Site, ...], seen: dict[Key, Seen]) -> dict[str, Any]:
+    """Patches that note what the source wants to see of every layer."""
+    if source.attention == "attn2":
+        return note_cross_attention(lambda key, normed: seen.update({key: Seen(normed=normed)}))
+    return note_self_attention(
+        [site.key for site in sites], lambda key, q, k, v: seen.update({key: Seen(query=q, key=k, value=v)})
+    )
 
 
 def _noised(base: Any, reference: ReferenceLatent, sigma: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:

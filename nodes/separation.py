@@ -23,16 +23,17 @@ class SeparationEffect:
 
     label = LABEL
     kind = "separation"  # nothing is ever separated twice: a second node's masks and amount replace the first's
+    attention = "attn1"
 
     def __init__(self, masks_IHW: Tensor, amount: float, sites: tuple[Site, ...]) -> None:
         coarse = layer_groups(sites)["coarse"]
         self._masks, self._amount = masks_IHW, amount
-        self._sites = {site.key: site for site in sites if site.path in coarse}
+        self.sites = {site.key: site for site in sites if site.path in coarse}
         self._members: dict[Any, Tensor] = {}
 
     def begin(self, _call: ModelCall) -> Acting:
         """See `host.effect.Effect`."""
-        return Acting(LABEL, "attn1", self._sites, self._change)
+        return Acting(LABEL, self.attention, self.sites, self._change)
 
     def _change(self, _site: Site, call: LayerCall) -> Change:
         call.require_grid("the people", "set 'separation' of the router to 0")

@@ -118,6 +118,26 @@ def test_training_libraries_stay_in_training(folder):
     assert places([one for one in imports_of(folder) if one.top in TRAINING_ONLY]) == []
 
 
+def test_the_host_room_knows_no_node():
+    """`nodes/host` is what nodes stand on: it reaches itself and `attention`."""
+    own = [one for one in imports_of("nodes/host") if one.relative]
+    assert own
+    assert places([one for one in own if one.top != "attention" and not one.reaches.startswith("nodes.host")]) == []
+
+
+def test_the_injection_points_are_the_host_rooms_alone():
+    """Wrappers, replaced layers and the options of a call are read and written in one place."""
+    words = ("patches_replace", "cond_or_uncond", "WrappersMP", "CallbacksMP", "current_patcher", "\"n_heads\"")
+    found = [
+        f"{file.relative_to(ROOT).as_posix()}: {word}"
+        for file in python_files("nodes")
+        if "host" not in file.relative_to(ROOT).parts
+        for word in words
+        if word in file.read_text(encoding="utf-8")
+    ]
+    assert found == []
+
+
 def test_tests_import_the_host_only_inside_functions():
     found = [one for one in imports_of("tests") if one.at_top and one.top in HOST]
     assert places(found) == []

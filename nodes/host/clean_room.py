@@ -7,12 +7,14 @@ Other packs put modules into the UNet for as long as a run lasts (motion modules
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from .effect import Key
+from .kernel import kernel_attention
 from .owners import is_the_hosts
 
 OVERRIDE = "optimized_attention_override"
@@ -41,6 +43,26 @@ def call_options(options: Mapping[str, Any], sigma: Tensor, **patches: Any) -> d
     """Options for a UNet call of one row: what the host always gives, and our own patches. sigma: noise level `[1]`."""
     ours = {"cond_or_uncond": [0], "uuids": [uuid.uuid4()], "sigmas": sigma, **patches}
     return ours | {name: options[name] for name in ("sample_sigmas", OVERRIDE) if name in options}
+
+
+def note_cross_attention(note: Callable[[Key, Tensor], None]) -> dict[str, Any]:
+    """Patches for `call_options`: `note` gets every cross-attention's input `[1, N, C]` behind its norm."""
+
+    def patch(n: Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Tensor, Any, Any]:
+        note((*extra["block"], extra["block_index"]), n)
+        return n, context, value
+
+    return {"patches": {"attn2_patch": [patch]}}
+
+
+def note_self_attention(keys: Iterable[Key], note: Callable[[Key, Tensor, Tensor, Tensor], None]) -> dict[str, Any]:
+    """As `note_cross_attention`: `note` gets queries, keys and values `[1, N, C]` of the self-attention of blocks."""
+
+    def replacement(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+        note((*extra["block"], extra["block_index"]), q, k, v)
+        return kernel_attention(q, k, v, extra["n_heads"], extra)
+
+    return {"patches_replace": {"attn1": dict.fromkeys(keys, replacement)}}
 
 
 def _without(unet: nn.Module, kinds: tuple[type, ...]) -> Iterator[nn.Module]:

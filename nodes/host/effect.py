@@ -37,10 +37,15 @@ class Routing:
 
 
 class Effect(Protocol):
-    """label: the node's name, for messages. kind: a second effect of a kind that is not empty replaces the first."""
+    """label: the node's name, for messages. kind: a second effect of a kind that is not empty replaces the first.
+
+    attention (`attn1` or `attn2`) and sites: where it may act.
+    """
 
     label: str
     kind: str
+    attention: str
+    sites: Mapping[Key, Site]
 
     def begin(self, call: ModelCall) -> Acting | Routing | None:
         """What acts in this call, None for nothing. Raises ValueError with what the user must change."""

@@ -1,9 +1,13 @@
-"""Who else is in the attention of a MODEL, for reports."""
+"""Who is in the attention of a MODEL, for reports."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from ...attention.sites import Site
+from .install import effects_of
 from .owners import owner_of
 
 PATCHES = ("patch", "output_patch")
@@ -16,3 +20,15 @@ def neighbours(model: Any, attention: str) -> list[str]:
     found = [function for kind in PATCHES for function in listed.get(f"{attention}_{kind}", ())]
     found += options.get("patches_replace", {}).get(attention, {}).values()
     return list(dict.fromkeys(owner_of(function) for function in found))
+
+
+def layers_taken(model: Any, sites: Sequence[Site]) -> Counter[str]:
+    """How many cross-attention layers other nodes replace, by name."""
+    replaced = model.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
+    found = (replaced.get(site.key, replaced.get(site.key[:2])) for site in sites)
+    return Counter(owner_of(function) for function in found if function is not None)
+
+
+def layers_of_ours(model: Any) -> list[tuple[str, str, int]]:
+    """Of every effect of ours: the node's name, `attn1` or `attn2`, and in how many layers it may act."""
+    return [(one.label, one.attention, len(one.sites)) for one in effects_of(model) if one.sites]

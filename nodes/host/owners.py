@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from functools import partial
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 
@@ -27,8 +27,10 @@ def is_the_hosts(thing: Any) -> bool:
 
 
 def _pack(code: Any) -> str:
-    module = sys.modules.get(code.__module__)
-    parts = Path(getattr(module, "__file__", None) or "").parts
-    if "custom_nodes" in parts[:-1]:
-        return Path(parts[parts.index("custom_nodes") + 1]).stem
-    return Path(code.__module__).name if "/" in code.__module__ else code.__module__
+    """The folder below custom_nodes, else the module. The host names packs' modules by their path."""
+    file = getattr(sys.modules.get(code.__module__), "__file__", None)
+    for name in (file, code.__module__):
+        parts = PurePath((name or "").replace("\\", "/")).parts
+        if "custom_nodes" in parts[:-1]:
+            return parts[parts.index("custom_nodes") + 1].partition(".")[0]
+    return PurePath(code.__module__).name

@@ -35,7 +35,8 @@ def test_layers_another_pack_replaces_are_counted_with_its_name(pack: Any, small
 
     theirs.__module__ = "/some/ComfyUI/custom_nodes/SomePack.attention"
     model.set_model_attn2_replace(theirs, *site.key)
-    assert "the node pack SomePack replaces 1 of" in _execute(pack, model)
+    report = _execute(pack, model)
+    assert "SomePack (test_layers_another_pack_replaces_are_counted_with_its_name.theirs) replaces 1 of" in report
 
 
 def test_it_runs_every_time(pack: Any) -> None:
@@ -46,4 +47,5 @@ def test_it_runs_every_time(pack: Any) -> None:
 def test_our_layers_are_counted_as_ours(pack: Any, small_models: Any) -> None:
     scene = peer_ours.make_scene(pack, small_models, "sd15_tiny")
     number = len(scene.keys)
-    assert f"FusedID replaces {number} of {number} layers" in _execute(pack, scene.patched(scene.model))
+    report = _execute(pack, scene.patched(scene.model))
+    assert f"FusedIDAttentionPatch acts in {number} of {number} cross-attention layers" in report
