@@ -292,7 +292,7 @@ class FusedIDAttentionPatch(io.ComfyNode):
                 Community.Input(
                     "community",
                     optional=True,
-                    tooltip="From FusedIDCommunityOptions: how PuLID's face is added. Open means fidelity.",
+                    tooltip="From FusedID Community Options: how PuLID's face is added. Open means fidelity.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model"), io.String.Output(display_name="report")],

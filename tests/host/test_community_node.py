@@ -90,6 +90,16 @@ def test_the_files_own_lora_acts_and_can_be_turned_off(labs):
     assert torch.equal(lab.sample(off), lab.sample(lab.model)), "strength 0 takes the LoRA away as well"
 
 
+def test_the_files_lora_is_added_once_and_the_report_says_so(labs):
+    lab = labs("sd15_small")
+    given = {"adapter": place(lab, "faceid", "faceid_twice.safetensors"), "vae": None}
+    first, before = lab.patch(identity=person(lab, "faceid", 1), lora_strength=0.5, **given)
+    second, report = lab.patch(first, identity=person(lab, "faceid", 2), **given)
+    assert "already carries" not in before
+    assert "the model already carries the LoRA of faceid_twice.safetensors (strength 0.5, 56 layers)" in report
+    assert [len(patches) for patches in second.patches.values()] == [1] * 56
+
+
 @pytest.mark.parametrize("combine", ["decoupled", "fused"])
 def test_regions_keep_people_apart(labs, combine):
     lab, masks = labs("sd15_small"), fusion_lab.halves()
