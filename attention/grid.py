@@ -63,17 +63,6 @@ def masks_to_tokens(masks_IHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(masks, grid_hw)[0].flatten(1).clamp(0.0, 1.0)
 
 
-def crop_masks(masks_IHW: Tensor, full_hw: tuple[int, int], area: tuple[int, int, int, int]) -> Tensor:
-    """The part of image-space masks that an area of the latent shows.
-
-    Receives: masks `[I, H, W]`; the whole latent's size `full_hw`; `area` = (height, width, y, x) in latent pixels
-    (ComfyUI's order). Returns: masks `[I, height, width]` at latent resolution.
-    """
-    height, width, y, x = area
-    latent = masks_to_tokens(masks_IHW, full_hw).unflatten(1, full_hw)
-    return latent[:, y : y + height, x : x + width]
-
-
 def view_masks(masks_IHW: Tensor, view: View) -> Tensor:
     """The part of image-space masks that a view of the picture shows: of a tile, or of the crop around a face.
 

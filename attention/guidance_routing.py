@@ -58,7 +58,12 @@ def guidance_context(tokens_ITC: Tensor, background: GuidanceBackground) -> Tens
 
 
 def guidance_groups(
-    masks_IHW: Tensor, grid_hw: tuple[int, int], *, background: GuidanceBackground, seed: int = 0
+    masks_IHW: Tensor,
+    grid_hw: tuple[int, int],
+    *,
+    background: GuidanceBackground,
+    seed: int = 0,
+    elsewhere_I: Tensor | None = None,
 ) -> Tensor:
     """The group every query attends to: `[Q]` int64, 0..I-1 an identity, I the mean.
 
@@ -67,7 +72,7 @@ def guidance_groups(
     and it draws by the people's places, so the order in which they are wired does not matter.
     """
     check_background(background)
-    owned_IQ = exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw), grid_hw).cpu()
+    owned_IQ = exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw), grid_hw, elsewhere_I).cpu()
     num = owned_IQ.shape[0]
     groups = owned_IQ.argmax(0)
     free = owned_IQ.sum(0) == 0
@@ -102,9 +107,13 @@ def spans(groups_Q: Tensor, num_tokens: int) -> tuple[Region, ...]:
     return tuple(Region((groups_Q == g).nonzero()[:, 0], (), text=text[g]) for g in present)
 
 
-def guidance_regions(routing: GuidanceRouting, grid_hw: tuple[int, int]) -> tuple[Region, ...]:
-    """Regions of one layer for `fusion.fused_attention` (METHOD 2.3)."""
-    groups = guidance_groups(routing.masks, grid_hw, background=routing.background, seed=routing.seed)
+def guidance_regions(
+    routing: GuidanceRouting, grid_hw: tuple[int, int], elsewhere_I: Tensor | None = None
+) -> tuple[Region, ...]:
+    """Regions of one layer for `fusion.fused_attention` (METHOD 2.3). elsewhere_I: see `grid.exclusive_tokens`."""
+    groups = guidance_groups(
+        routing.masks, grid_hw, background=routing.background, seed=routing.seed, elsewhere_I=elsewhere_I
+    )
     return spans(groups, routing.num_tokens)
 
 

@@ -30,9 +30,12 @@ def check_amount(amount: float) -> None:
         )
 
 
-def memberships(masks_IHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Who owns which token: `[I, Q]` of zeros and ones, from resolved masks `[I, H, W]`."""
-    return exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw), grid_hw)
+def memberships(masks_IHW: Tensor, grid_hw: tuple[int, int], elsewhere_I: Tensor | None = None) -> Tensor:
+    """Who owns which token: `[I, Q]` of zeros and ones, from resolved masks `[I, H, W]`.
+
+    elsewhere_I: see `grid.exclusive_tokens`.
+    """
+    return exclusive_tokens(masks_to_tokens(masks_IHW, grid_hw), grid_hw, elsewhere_I)
 
 
 def separation_factors(member_IQ: Tensor, amount: float) -> tuple[Tensor, Tensor]:

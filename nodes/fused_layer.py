@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..attention.cache import LayerFeatures
 from ..attention.fusion import FaceKeys, decoupled_attention, fused_attention, length_term
+from ..attention.grid import LATENT_SCALE
 from ..attention.routing import Region, route
 from ..attention.shares import attention_shares, output_shares
 from ..attention.sites import Site
@@ -19,10 +19,9 @@ from ..attention.training_free import Statistics, shared_attention
 from .attention_recording import LayerShares
 from .fusion_plan import FaceSet, FusionPlan
 from .host.layer_call import Change, LayerCall
+from .host.messages import show_on_running_node
 from .host.place import Place
 from .host.prompts import Role
-
-log = logging.getLogger("fusedid")
 
 MOST_KEPT = 64
 SLIGHT_STRETCH = 1.1
@@ -138,13 +137,16 @@ def _regions(plan: FusionPlan, call: LayerCall, place: Place) -> tuple[Region, .
     if routed is None:
         return None
     call.require_grid("the masks of 'routed'", "use one identity without masks")
-    key = (call.grid, place if not place.everything else None, call.q.device)
+    key = (call.grid, place.shown, call.q.device)
     if key not in plan.regions:
         if len(plan.regions) >= MOST_KEPT:
             plan.regions.clear()
         if not plan.regions:  # once per run of the node
             _check_shape(place.masks(routed.masks), place)
-        found = route(place.masks(routed.masks), call.grid, background=routed.background, soft=routed.soft)  # type: ignore[arg-type]
+        found = route(
+            place.masks(routed.masks), call.grid, background=routed.background, soft=routed.soft,  # type: ignore[arg-type]
+            elsewhere_I=place.elsewhere(routed.masks),
+        )  # fmt: skip
         plan.regions[key] = tuple(region.to(call.q.device) for region in found)
     return plan.regions[key]
 
@@ -155,8 +157,8 @@ def _check_shape(masks_IHW: Tensor, place: Place) -> None:
     rows, columns = place.latent_hw if place.area is None else place.area[:2]
     stretch = (width / height) / (columns / rows)
     if max(stretch, 1 / stretch) > SLIGHT_STRETCH:
-        log.warning(
-            "FusedIDAttentionPatch: the masks are %dx%d, the picture has other proportions (latent %dx%d): they are "
-            "stretched to it. Paint masks at the picture's size to keep people in place",
-            width, height, columns, rows,
-        )  # fmt: skip
+        show_on_running_node(
+            f"the masks are {width} x {height}, what is sampled has other proportions ({columns * LATENT_SCALE} x "
+            f"{rows * LATENT_SCALE} pixels): they are stretched to it. Paint masks at the picture's size; where a node "
+            "samples parts of the picture, connect its prompts through FusedIDPlaceInPicture"
+        )

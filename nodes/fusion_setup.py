@@ -206,6 +206,9 @@ def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str
     if routed is not None and routed.separation > 0:
         clone = patch_separation(clone, routed.masks, routed.separation)
         notes = [*notes, f"people held apart in self-attention (separation {routed.separation:g})"]
+    if routed is not None:
+        height, width = routed.masks.shape[-2:]
+        notes = [*notes, f"masks of {width} x {height}; tiles and detailers need FusedID Place in Picture to fit them"]
     others = neighbours(model, plan.attention)
     if others:
         notes = [*notes, f"beside other nodes in these layers: {', '.join(others)}"]

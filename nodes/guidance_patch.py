@@ -62,8 +62,8 @@ class GuidanceEffect:
         self, routing: GuidanceRouting, place: Place, call: LayerCall, faces: tuple[Region, ...] | None
     ) -> tuple[Region, ...]:
         def make() -> tuple[Region, ...]:
-            here = routing if place.everything else replace(routing, masks=place.masks(routing.masks))
-            texts = guidance_regions(here, call.grid)
+            here = replace(routing, masks=place.masks(routing.masks))
+            texts = guidance_regions(here, call.grid, place.elsewhere(routing.masks))
             met = texts if faces is None else intersect(faces, texts, call.num_tokens)
             return tuple(region.to(call.q.device) for region in met)
 

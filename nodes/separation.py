@@ -47,11 +47,12 @@ class SeparationEffect:
 
     def _members_at(self, call: LayerCall, place: Place) -> Tensor:
         """`attention.separation.memberships` of the tokens of a place."""
-        key = (call.grid, place if not place.everything else None, call.q.device)
+        key = (call.grid, place.shown, call.q.device)
         if key not in self._members:
             if len(self._members) >= MOST_KEPT:
                 self._members.clear()
-            self._members[key] = memberships(place.masks(self._masks), call.grid).to(call.q.device)
+            found = memberships(place.masks(self._masks), call.grid, place.elsewhere(self._masks))
+            self._members[key] = found.to(call.q.device)
         return self._members[key]
 
 

@@ -18,7 +18,7 @@ from .kernel import kernel_attention
 from .messages import named_in_errors
 from .model_call import ModelCall
 from .place import Place
-from .rows import Chunk, chunks_of
+from .rows import Chunk, chunks_of, picture_by_picture
 from .sampling import size_of
 
 CLIP_WINDOW = 77
@@ -56,7 +56,9 @@ class LayerCall:
     def chunks(self) -> Sequence[Chunk]:
         """The rows of every prompt in the call. Raises ValueError when they cannot be told."""
         rows, tokens = self.q.shape[:2]
-        return chunks_of(rows, self.model.prompts, self.model.kinds, self._num_latents, tiled=tokens < self.num_tokens)
+        tiled = tokens < self.num_tokens
+        chunks = chunks_of(rows, self.model.prompts, self.model.kinds, self._num_latents, tiled=tiled)
+        return picture_by_picture(chunks) if self.model.views_differ and rows == self._num_latents else chunks
 
     @property
     def _num_latents(self) -> int:
@@ -87,7 +89,9 @@ class LayerCall:
 
     def place(self, chunk: Chunk) -> Place:
         """The part of the picture that a chunk's rows show. Rows of nobody's are taken for the whole."""
-        return Place(size_of(self.model.x)) if chunk.number is None else self.model.place(chunk.number)
+        if chunk.number is None:
+            return Place(size_of(self.model.x))
+        return self.model.place(chunk.number, chunk.picture)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         """The host's kernel. heads may differ from the layer's."""

@@ -62,9 +62,15 @@ class ModelCall:
         wanted = num_prompts * (len(self.x) if self._step is None else len(self._step.x))
         return len(self.x) // wanted if self._step is not None and len(self.x) % wanted == 0 else 1
 
-    def place(self, number: int) -> Place:
-        """The part of the picture that the rows of one prompt in `prompts` show."""
-        return self.keep(("place", number), lambda: self._place(number))
+    @property
+    def views_differ(self) -> bool:
+        """Whether rows of the call show different parts of the whole picture, as they were told one by one."""
+        told = self.options.get(VIEW)
+        return told is not None and not isinstance(told[0], float)
+
+    def place(self, number: int, picture: int | None = None) -> Place:
+        """The part of the whole picture that the rows of one prompt in `prompts` show. picture: one of its batch."""
+        return self.keep(("place", number, picture), lambda: self._place(number, picture))
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """`make()`, once in this call."""
@@ -72,18 +78,19 @@ class ModelCall:
             self._kept[key] = make()
         return self._kept[key]
 
-    def _place(self, number: int) -> Place:
+    def _place(self, number: int, picture: int | None) -> Place:
         prompt, batch = self.prompts[number], len(self.x) // len(self.prompts)
         rows = self.x[number * batch : (number + 1) * batch]
         told = self.options.get(VIEW)
         if told is not None:
-            views = {told} if isinstance(told[0], float) else set(told[number * batch : (number + 1) * batch])
-            if len(views) > 1:
+            if not self.views_differ:
+                return Place(size_of(self.x), told, prompt.area)
+            if picture is None:
                 raise ValueError(
-                    "the pictures of a batch show different parts of the whole picture, so people cannot be placed in "
-                    "them. Sample one at a time"
+                    "the pictures of a batch show different parts of the whole picture, and another node repeats their "
+                    "rows, so people cannot be placed in them. Sample one part at a time"
                 )
-            return Place(size_of(self.x), views.pop(), prompt.area)
+            return Place(size_of(self.x), told[number * batch + picture], prompt.area)
         if self.sampling is None or self._step is None:
             return Place(size_of(self.x), None, prompt.area)
         step = self._part(self._step.x, self.sampling.latent_hw, self.sampling.x)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...attention.grid import View, crop_masks, view_masks
+from ...attention.grid import View, seen_elsewhere, view_masks
 from .prompts import Area
 
 VIEW = "fusedid_view"
@@ -22,15 +22,23 @@ class Place(NamedTuple):
     area: Area | None = None
 
     @property
-    def everything(self) -> bool:
-        """Whether the rows show the whole picture."""
-        return self.view is None and self.area is None
+    def shown(self) -> View | None:
+        """The rows' part of the whole picture; None for all of it."""
+        if self.area is None:
+            return self.view
+        height, width, y, x = self.area
+        rows, columns = self.latent_hw
+        top, left, bottom, right = self.view or (0.0, 0.0, 1.0, 1.0)
+        tall, wide = (bottom - top) / rows, (right - left) / columns
+        return top + y * tall, left + x * wide, top + (y + height) * tall, left + (x + width) * wide
 
     def masks(self, masks_IHW: Tensor) -> Tensor:
         """What image-space masks `[I, H, W]` of the whole picture are in this part of it."""
-        if self.view is not None:
-            masks_IHW = view_masks(masks_IHW, self.view)
-        return masks_IHW if self.area is None else crop_masks(masks_IHW, self.latent_hw, self.area)
+        return masks_IHW if self.shown is None else view_masks(masks_IHW, self.shown)
+
+    def elsewhere(self, masks_IHW: Tensor) -> Tensor | None:
+        """Whose mask goes on outside this part: bool `[I]`, or None where nothing is outside."""
+        return None if self.shown is None else seen_elsewhere(masks_IHW, self.shown)
 
 
 def within(area: Area | None, size_hw: tuple[int, int], outer: Area | None) -> Area | None:

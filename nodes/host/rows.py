@@ -12,11 +12,15 @@ NEGATIVE_NUMBER = 1
 
 
 class Chunk(NamedTuple):
-    """Rows [start, stop) of a layer, and whose they are. number: the prompt's in the call, None for nobody's."""
+    """Rows [start, stop) of a layer, and whose they are.
+
+    number: the prompt's in the call, None for nobody's. picture: of the batch, None for all of them.
+    """
 
     prompt: Prompt
     rows: slice
     number: int | None = None
+    picture: int | None = None
 
 
 def chunks_of(
@@ -47,3 +51,11 @@ def chunks_of(
         start += repeat * batch
     return chunks
 
+
+def picture_by_picture(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks of one row each, where the pictures of a batch show different things."""
+    return [
+        chunk._replace(rows=slice(row, row + 1), picture=row - chunk.rows.start)
+        for chunk in chunks
+        for row in range(chunk.rows.start, chunk.rows.stop)
+    ]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention.grid import (
-    crop_masks,
     exclusive_tokens,
     grid_at_level,
     levels_between,
@@ -160,18 +159,9 @@ def test_the_middle_column_of_an_odd_grid_belongs_to_the_same_person_in_any_orde
     assert torch.equal(exclusive_tokens(masks_to_tokens(masks.flip(0), (1, 9)), (1, 9)), owned.flip(0))
 
 
-@pytest.mark.parametrize("factor", [1, 2, 8])
-def test_crop_is_the_area_of_masks_of_latent_or_image_size(factor: int) -> None:
-    masks = torch.rand(2, 45, 64, generator=torch.Generator().manual_seed(1))
-    larger = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    for height, width, y, x in [(45, 64, 0, 0), (20, 30, 25, 34), (1, 1, 44, 63), (13, 7, 2, 3)]:
-        cropped = crop_masks(larger, (45, 64), (height, width, y, x))
-        assert torch.allclose(cropped, masks[:, y : y + height, x : x + width], atol=1e-6)
-
-
 def test_someone_outside_the_area_is_not_brought_into_it() -> None:
     masks = columns(2, size=(64, 64))
-    left = crop_masks(masks, (64, 64), (64, 30, 0, 0))
+    left = view_masks(masks, (0.0, 0.0, 1.0, 30 / 64))
     assert float(left[1].sum()) == 0
     for grid, background in itertools.product([(64, 30), (8, 4)], ("all", "none")):
         (region,) = route(left, grid, background=background)  # type: ignore[arg-type]

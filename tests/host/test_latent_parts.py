@@ -119,3 +119,22 @@ def test_a_batch_in_tiles_keeps_its_pictures_apart(lab):
     for row in range(2):
         alone = lab.call(in_tiles(patched, stacked=False), latent=latents[row : row + 1])
         assert relative(together[row : row + 1], alone) < 1e-5
+
+
+def test_pictures_of_a_batch_may_each_show_another_part(lab):
+    """As nodes tell that sample several tiles at once: the first row is the left half, the second the right one."""
+    views = ((0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0))
+    x = fusion_lab.noise(2, (8, 8), seed=6) * fusion_lab.SIGMA
+    site, outs = lab.sites[0], []
+    for right in (4, 5):
+        model = lab.patch(routed=people(lab, right))[0].clone()
+        model.model_options["transformer_options"]["fusedid_view"] = views * 2  # both prompts' rows
+        outs.append(record(model, site.key, "attn2", lambda m: lab.call(m, latent=x))[0])
+    start = outs[0].options["cond_or_uncond"].index(0) * 2
+    assert largest(outs[0].out[start] - outs[1].out[start]) == 0.0
+    assert largest(outs[0].out[start + 1] - outs[1].out[start + 1]) > 1e-3
+    one = lab.patch(routed=people(lab, 4))[0].clone()
+    one.model_options["transformer_options"]["fusedid_view"] = views[1]
+    alone = record(one, site.key, "attn2", lambda m: lab.call(m, latent=x[1:]))[0]
+    row = alone.options["cond_or_uncond"].index(0)
+    assert relative(outs[0].out[start + 1], alone.out[row]) < 1e-5
