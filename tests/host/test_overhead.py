@@ -95,7 +95,7 @@ def test_keys_and_values_of_a_reference_take_what_was_counted(pack: Any, layout:
     latent = reference.ReferenceLatent(torch.zeros(1, 4, side // 8, side // 8), "")
     plan = plans.FusionPlan(
         plans.ReferencePass(None, (latent,), None), (plans.Shown(0, 1.0),), table,
-        frozenset(), pack.submodule("attention.fusion").PAPER, None, "fused", "paper",
+        frozenset(), pack.submodule("attention.fusion").PAPER, "fused", "paper",
     )  # fmt: skip
     assert plans.features_bytes(plan, 2) / MIB == pytest.approx(mib, rel=0.02)
 
