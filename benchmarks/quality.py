@@ -6,7 +6,8 @@ Measured with random weights: it tells the order of magnitude, not the likeness 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,14 +38,13 @@ def compare(scene: Scene, reference: int, progress: Callable[[str], None]) -> li
     def patched(**form: Any) -> Any:
         return scene.patch(identity=person, reference_size=reference, **form)[0]
 
-    usual = patched()
     _, plain = outputs(scene.model)
-    layers, prediction = outputs(usual)
+    layers, prediction = outputs(patched())
     rows = []
     for name, form in FORMS.items():
         # The layers are compared on the same inputs: those of the usual form.
-        found = _replayed(scene, usual, patched(**form))
-        errors = [_relative(ours, wanted) for ours, wanted in zip(found, layers)]
+        found = _replayed(scene, layers, patched(**form))
+        errors = [_relative(ours[-1], wanted[-1]) for ours, wanted in zip(found, layers)]
         _, ours = outputs(patched(**form))
         rows.append(
             {
@@ -77,42 +77,38 @@ def lines(rows: list[dict[str, Any]], reference: int) -> list[str]:
 
 
 def _outputs(scene: Scene, model: Any) -> tuple[list[Tensor], Tensor]:
-    """Every layer's output on the positive row, and the UNet's prediction, of one step."""
+    """Every layer's output, and the UNet's prediction, of one step; positive rows come last."""
     found: list[Tensor] = []
-    prediction = scene.call(_watched(scene, model, None, found), latent=_latent(scene))
+    with _heard(scene, found, None):
+        prediction = scene.call(model, latent=_latent(scene))
     return found, prediction
 
 
-def _replayed(scene: Scene, leading: Any, other: Any) -> list[Tensor]:
-    """The layers of `other` on the inputs they get inside `leading`."""
+def _replayed(scene: Scene, leading: Sequence[Tensor], other: Any) -> list[Tensor]:
+    """The layers of `other` on the inputs they get where the layers before them gave what `leading` says."""
     found: list[Tensor] = []
-    slots = other.model_options["transformer_options"]["patches_replace"]["attn2"]
-    scene.call(_watched(scene, other, leading, found, slots), latent=_latent(scene))
+    with _heard(scene, found, leading):
+        scene.call(other, latent=_latent(scene))
     return found
 
 
-def _watched(scene: Scene, model: Any, leading: Any, found: list[Tensor], slots: dict[Any, Any] | None = None) -> Any:
-    """A clone whose layers note their outputs; with `leading` its layers' outputs go on to the next layer."""
-    from comfy.ldm.modules.attention import optimized_attention
+@contextmanager
+def _heard(scene: Scene, found: list[Tensor], instead: Sequence[Tensor] | None) -> Iterator[None]:
+    """Notes every layer's output `[2, Q, C]` in `found`, and lets `instead` go on to the next layer."""
 
-    clone = model.clone()
-    own = slots or clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    if leading is not None:
-        leading_slots = leading.model_options["transformer_options"]["patches_replace"]["attn2"]
-        for where in ("wrappers", "callbacks"):
-            for event, entries in getattr(leading, where).items():
-                getattr(clone, where).setdefault(event, {}).update(entries)
-    for site in scene.sites:
-        inner = own.get(site.key)
-        lead = None if leading is None else leading_slots[site.key]
+    def note(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if len(given[0]) != 2:  # the pass of a reference
+            return None
+        found.append(given[0].clone())
+        return None if instead is None else (instead[len(found) - 1],)
 
-        def layer(q: Any, k: Any, v: Any, options: Any, inner: Any = inner, lead: Any = lead) -> Any:
-            out = optimized_attention(q, k, v, options["n_heads"]) if inner is None else inner(q, k, v, options)
-            found.append(out[options["cond_or_uncond"].index(0)].float())
-            return out if lead is None else lead(q, k, v, options)
-
-        clone.set_model_attn2_replace(layer, *site.key)
-    return clone
+    layers = [scene.unet.get_submodule(site.path).attn2.to_out for site in scene.sites]
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _latent(scene: Scene) -> Tensor:
