@@ -148,7 +148,7 @@ def test_a_layer_out_of_memory_goes_on_in_parts(
         lab.sample(model, steps=1)
         ours = lab.sample(with_kernel(model, kernel), steps=job.steps)
     else:
-        monkeypatch.setattr(lab.pack.submodule("nodes.reference_cache"), "OVERRIDE", "nobody's")
+        monkeypatch.setattr(lab.pack.submodule("nodes.host.clean_room"), "OVERRIDE", "nobody's")
         ours = lab.sample(with_kernel(model, kernel), steps=job.steps)
     assert kernel.refused > 0
     assert relative(ours, fresh[job]) < 1e-5
