@@ -63,13 +63,14 @@ class Slot:
         other: Layer | None = acts.others.get((self._attention, key))
         if other is None and len(changes) == 1:
             return call.with_change(changes[0])
-        out = call.plain if other is None else other(q, k, v, extra_options)
+        plain = call.plain  # first: some packs write into the queries that they are given
+        out = plain if other is None else other(q, k, v, extra_options)
         if other is not None and call.routed_text():
-            out = out + (call.plain - call.host)
+            out = out + (plain - call.host)
         # Each adds what it would add alone: exact for packs that add to the layer's attention, and symmetric.
         for change in changes:
             for rows, values in change:
-                out = _added(out, rows, values - call.plain[rows])
+                out = _added(out, rows, values - plain[rows])
         return out.to(q.dtype)
 
 

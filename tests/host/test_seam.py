@@ -177,6 +177,30 @@ def test_a_pack_that_takes_a_layer_for_itself_keeps_what_it_does(labs, attention
     assert relative(we, plain) > 1e-3 and relative(they, plain) > 1e-3
 
 
+@pytest.mark.parametrize("attention", ["attn1", "attn2"])
+def test_a_pack_that_writes_into_its_queries_keeps_what_it_does(labs, attention):
+    """Smoothed energy guidance blurs them in place."""
+    lab = labs()
+    site = lab.sites[0]
+
+    def blurred(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+        q[:] = q.mean(1, keepdim=True)
+        return dense_attention(Call(q, k, v, extra, q), extra["n_heads"])
+
+    def theirs(model: Any) -> Any:
+        clone = model.clone()
+        clone.set_model_patch_replace(blurred, attention, *site.key)
+        return clone
+
+    ours = free(lab) if attention == "attn1" else lab.patch()[0]
+    plain, they, we, both = (
+        record(model, site.key, attention, lambda one: lab.call(one))[0].out
+        for model in (lab.model, theirs(lab.model), ours, theirs(ours))
+    )
+    assert relative(both, they + we - plain) < 1e-5
+    assert relative(we, plain) > 1e-3 and relative(they, plain) > 1e-3
+
+
 def test_two_patches_on_one_model_each_add_what_they_add_alone(labs):
     """METHOD 1.1, in both orders and bit for bit the same."""
     lab = labs()
