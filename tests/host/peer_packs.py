@@ -8,6 +8,8 @@ import importlib
 import os
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ PEER_URLS = {
     "sd-perturbed-attention": "https://github.com/pamparamm/sd-perturbed-attention",
     "ComfyUI_UltimateSDUpscale": "https://github.com/ssitu/ComfyUI_UltimateSDUpscale",
     "ComfyUI-Impact-Pack": "https://github.com/ltdrdata/ComfyUI-Impact-Pack",
+    "ComfyUI-ppm": "https://github.com/pamparamm/ComfyUI-ppm",
+    "comfyui-prompt-control": "https://github.com/asagi4/comfyui-prompt-control",
+    "ComfyUI-ComfyCouple": "https://github.com/Danand/ComfyUI-ComfyCouple",
+    "A8R8_ComfyUI_nodes": "https://github.com/ramyma/A8R8_ComfyUI_nodes",
+    "ComfyUI_densediffusion": "https://github.com/huchenlei/ComfyUI_densediffusion",
+    "ComfyUI-TiledDiffusion": "https://github.com/shiimizu/ComfyUI-TiledDiffusion",
+    "Skimmed_CFG": "https://github.com/Extraltodeus/Skimmed_CFG",
+    "style_aligned_comfy": "https://github.com/brianfitzgerald/style_aligned_comfy",
 }
 # PuLID_ComfyUI and Impact Pack import these at their top, and use them only to prepare pictures.
 IMAGE_LIBRARIES = (
@@ -43,11 +53,18 @@ IMAGE_LIBRARIES = (
     "piexif",
     "segment_anything",
 )
+RENAMED = {"ComfyUI-ppm": (("comfy.ldm.cosmos.predict2", "apply_rotary_pos_emb"),)}
+"""Names of the host that a pack imports for other models than ours, gone in some versions."""
+
+
+def peers_root() -> Path:
+    """The folder of checkouts; `pylib` in it holds libraries that they need and nobody else has."""
+    return Path(os.environ.get("FUSEDID_PEERS", Path.home() / "comfyui-peers"))
 
 
 def peer_folder(name: str) -> Path:
     """The checkout of a pack; skips the test when it is not there."""
-    root = Path(os.environ.get("FUSEDID_PEERS", Path.home() / "comfyui-peers"))
+    root = peers_root()
     if not (root / name).is_dir():
         pytest.skip(f"no {name} in {root}: set FUSEDID_PEERS to a folder with a clone of {PEER_URLS[name]}")
     return root / name
@@ -56,17 +73,56 @@ def peer_folder(name: str) -> Path:
 def load_peer(host: Any, name: str) -> types.ModuleType:
     """The pack as the host's own loader makes it; skips when this host or machine cannot load it."""
     folder = peer_folder(name)
+    if name == "cgem156-ComfyUI":
+        load_couple_node(host)
+        return sys.modules["peer_couple"]
     loaded_name = str(folder).replace(".", "_x_")
     if loaded_name not in sys.modules:
         stand_ins = [library for library in IMAGE_LIBRARIES if _stand_in(library)]
-        loaded = asyncio.run(host.nodes.load_custom_node(str(folder)))
+        with _lent(name):
+            loaded = asyncio.run(host.nodes.load_custom_node(str(folder)))
         # Left behind, they would tell other libraries that they are installed.
         for library in stand_ins:
-            del sys.modules[library]
+            sys.modules.pop(library, None)
         if not loaded:
             sys.modules.pop(loaded_name, None)
             pytest.skip(f"ComfyUI {host.version} cannot load {name} here; its log says why")
     return sys.modules[loaded_name]
+
+
+@contextmanager
+def _lent(name: str) -> Iterator[None]:
+    """While a pack loads: its libraries, a server without routes, and names that this host no longer has."""
+    from server import PromptServer
+
+    path, server = list(sys.path), PromptServer.__dict__.get("instance")
+    sys.path.append(str(peers_root() / "pylib"))
+    PromptServer.instance = server or types.SimpleNamespace(
+        **dict.fromkeys(("client_id", "last_node_id", "last_prompt_id", "prompt_queue", "loop")),
+        routes=_AnyDecorator(), app=_AnyDecorator(), send_sync=lambda *_, **__: None,
+        add_on_prompt_handler=lambda *_: None, on_prompt_handlers=[], supports=[], number=0,
+    )  # fmt: skip
+    borrowed = []
+    for module_name, attribute in RENAMED.get(name, ()):
+        module = importlib.import_module(module_name)
+        if not hasattr(module, attribute):
+            setattr(module, attribute, None)
+            borrowed.append((module, attribute))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for module, attribute in borrowed:
+            delattr(module, attribute)
+        if server is None:
+            del PromptServer.instance
+
+
+class _AnyDecorator:
+    """An object whose every method decorates nothing."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_, **__: lambda function: function
 
 
 class _Empty(types.ModuleType):
