@@ -22,6 +22,7 @@ from .told_place import note_view
 
 EFFECTS = "fusedid_effects"
 """Where a MODEL's transformer_options hold its `Effects`; also the name of our wrappers."""
+OPTIONS = "transformer_options"
 
 
 def installed(model: Any, effect: Effect) -> Any:
@@ -71,9 +72,11 @@ def _apply_model(
     if options.get("wrappers", {}).get(kind):
 
         def diffusion_model(inner: Any, *given: Any, **named: Any) -> Any:
-            """The host's and all packs' call: (x, t, context, y, control, transformer_options)."""
-            *before, options = given
-            return inner(*before, with_slots(options, effects, acts), **named)
+            """The UNet's forward: (x, timesteps, context, y, control, transformer_options)."""
+            if OPTIONS in named:
+                return inner(*given, **{**named, OPTIONS: with_slots(named[OPTIONS], effects, acts)})
+            before, (options, *rest) = given[:5], given[5:]
+            return inner(*before, with_slots(options, effects, acts), *rest, **named)
 
         options = _innermost(options, kind, [diffusion_model])
     else:

@@ -237,6 +237,38 @@ def routed_guidance(lab: FusionLab, pack: Any) -> Any:
     return pack.submodule("nodes.guidance_patch").patch_guidance(lab.model, routing)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_pack_around_the_unet_that_sets_a_layer_there_is_met(labs, by_name):
+    """Wrappers of the UNet itself run after all other preparations; ControlNet references set theirs in one."""
+    import comfy.patcher_extension as extension
+
+    lab = labs()
+    site = lab.sites[0]
+
+    def doubled(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+        return 2 * dense_attention(Call(q, k, v, extra, q), extra["n_heads"])
+
+    def around(executor: Any, x: Any, t: Any, context: Any, y: Any, control: Any, options: Any, **named: Any) -> Any:
+        options = {**options, "patches_replace": {"attn2": {site.key[:2]: doubled}}}
+        if by_name:
+            return executor(x, t, context, y, control, transformer_options=options, **named)
+        return executor(x, t, context, y, control, options, **named)
+
+    def theirs(model: Any) -> Any:
+        clone = model.clone()
+        clone.add_wrapper_with_key(extension.WrappersMP.DIFFUSION_MODEL, "theirs", around)
+        return clone
+
+    ours, _ = lab.patch()
+    plain, they, we, both, turned = (
+        record(model, site.key, "attn2", lambda one: lab.call(one))[0].out
+        for model in (lab.model, theirs(lab.model), ours, theirs(ours), lab.patch(theirs(lab.model))[0])
+    )
+    assert relative(both, they + we - plain) < 1e-5
+    assert torch.equal(both, turned)
+    assert relative(we, plain) > 1e-3 and relative(they, plain) > 1e-3
+
+
 # Tokens and rows that others change
 
 
