@@ -190,10 +190,10 @@ def formula_error(kit: Kit, graph: Graph) -> float:
         assert calls
         for call in calls:
             prompts = call.options["uuids"]
-            each = len(call.q) // (len(prompts) * max(1, len(call.q) // call.options["activations_shape"][0]))
-            for i in range(len(call.q) // each):
+            each = len(call.q) // len(prompts)
+            for i, prompt in enumerate(prompts):
                 rows = slice(i * each, (i + 1) * each)
-                seen = names.get(prompts[i % len(prompts)]) == "positive"
+                seen = names.get(prompt) == "positive"
                 wanted = _by_hand(site, call, rows, [found[site.path] for found in features] if seen else [])
                 errors.append(size(call.out[rows] - wanted) / size(wanted))
     return max(errors)

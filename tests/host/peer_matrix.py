@@ -22,6 +22,8 @@ SEED = 7
 SIGMAS = (3.0, 0.0)
 LATENT = (8, 4)  # not square, so that nobody can take the one side for the other
 PLAIN = "none of ours"
+STAND_IN = "stand-in"
+"""The pack of rows that are our own."""
 SAID_TO_ALL = ("community", "separation")
 """Forms that also change prompts which are not positive, by what they are."""
 ATTN1 = ("training-free", "separation")
@@ -245,6 +247,10 @@ class Predictions:
         """Of a part of the latent (y, x, height, width), with the faces that belong there."""
         return Predictions(self._kit, self.form, self.base.having(part=part))
 
+    def on(self, model: Any) -> Predictions:
+        """Of another MODEL, which the kit keeps."""
+        return Predictions(self._kit, self.form, self.base.having(model=model))
+
     def layers(self, prompt: Any) -> dict[tuple[str, str], Tensor]:
         """What the first transformer gives with a prompt in the positive's place."""
         graph = self.base.having(positive=prompt)
@@ -263,7 +269,17 @@ class Predictions:
             return make()
         asked = graph.positive if graph.cfg else graph.negative
         # The prompt is kept beside the result: its id stays its own.
-        key = ("alone", form, id(asked), graph.cfg, graph.hw, graph.part, graph.frames, graph.sigmas[0])
+        key = (
+            "alone",
+            form,
+            id(graph.model),
+            id(asked),
+            graph.cfg,
+            graph.hw,
+            graph.part,
+            graph.frames,
+            graph.sigmas[0],
+        )
         return self._kit.kept(key, lambda: (make(), asked))[0]
 
     @cached_property
@@ -306,7 +322,8 @@ class Row:
     only its own order makes sense). prompts: changes of the graph without either of us, such as longer texts. refused:
     (form, order) that must end in an error with these words. formula: whether the layers of an "orders" row are also
     held against METHOD 1.1 by hand; not where weights change. twice: whether theirs may be installed twice; one wraps
-    whatever the UNet of the last run holds, so that it adds up by itself.
+    whatever the UNet of the last run holds, so that it adds up by itself. thorough: whether every form is tried even
+    in a short run.
     """
 
     name: str
@@ -328,6 +345,7 @@ class Row:
     tolerance: float = 1e-3
     formula: bool = True
     twice: bool = True
+    thorough: bool = False
 
     @property
     def id(self) -> str:

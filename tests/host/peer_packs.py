@@ -121,6 +121,8 @@ def _lent(name: str) -> Iterator[None]:
 class _AnyDecorator:
     """An object whose every method decorates nothing."""
 
+    router = types.SimpleNamespace(frozen=True)
+
     def __getattr__(self, _name: str) -> Any:
         return lambda *_, **__: lambda function: function
 

@@ -62,6 +62,18 @@ def perturbed(scale: float, change: Callable[[Any], Any] = _without_attention) -
     return lambda kit, alone: alone.guided() + scale * (alone.positive() - alone.positive(change))
 
 
+def blurred(model: Any) -> Any:
+    """Smoothed energy guidance at infinite blur: every query of the middle block is their mean."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    clone = model.clone()
+    clone.set_model_attn1_replace(
+        lambda q, k, v, extra: optimized_attention(q.mean(1, keepdim=True).expand_as(q), k, v, extra["n_heads"]),
+        "middle", 0, 0,
+    )  # fmt: skip
+    return clone
+
+
 def _sag(kit: Kit, alone: Predictions) -> Tensor:
     """Its term is made of the negative prompt alone, so at guidance 0 nothing else is left beside that prompt."""
     form = alone.form if alone.form in SAID_TO_ALL else PLAIN
@@ -131,7 +143,8 @@ def _dual_model_guider(same: bool) -> Install:
 
 
 def _dual_model(kit: Kit, alone: Predictions) -> Tensor:
-    cond, uncond = alone.positive(), alone.plain(alone.base.negative, lambda _: _other_model(kit))
+    # The guider hands the first MODEL's options to the second: what we say to negative prompts is said there too.
+    cond, uncond = alone.positive(), alone.on(_other_model(kit)).plain(alone.base.negative)
     return uncond + alone.base.cfg * (cond - uncond)
 
 
@@ -296,14 +309,14 @@ def host_rows() -> list[Row]:
     """Every row that needs no pack."""
     return [
         Row("PerturbedAttentionGuidance", node_on_model("PerturbedAttentionGuidance", scale=2.0), "value",
-            value=perturbed(2.0), why="a layer without attention keeps what we add to it"),
+            thorough=True, value=perturbed(2.0), why="a layer without attention keeps what we add to it"),
         Row("SelfAttentionGuidance", node_on_model("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0), "value",
-            value=_sag, base={"hw": (8, 8)}, why="its term is made of the negative prompt: no face in it"),
-        Row("PerpNeg", _perp_neg_node, "value", value=_perp_neg,
+            thorough=True, value=_sag, base={"hw": (8, 8)}, why="its term is the negative prompt's: no face"),
+        Row("PerpNeg", _perp_neg_node, "value", thorough=True, value=_perp_neg,
             why="neither the negative nor the empty prompt sees a face"),
         Row("PerpNegGuider", _perp_neg_guider, "value", value=_perp_neg, model=False,
             why="neither the negative nor the empty prompt sees a face"),
-        Row("DualCFGGuider", _dual_cfg_guider(False), "value", value=_dual_cfg(False), model=False,
+        Row("DualCFGGuider", _dual_cfg_guider(False), "value", thorough=True, value=_dual_cfg(False), model=False,
             negative_is_theirs=False, why="the positive prompt sees the face, middle and negative do not"),
         Row("DualCFGGuider, nested", _dual_cfg_guider(True), "value", value=_dual_cfg(True), model=False,
             negative_is_theirs=False, why="the positive prompt sees the face, middle and negative do not"),
@@ -346,7 +359,7 @@ def host_rows() -> list[Row]:
         on_prompts("masks on two prompts", _masked_prompts),
         on_prompts("an area prompt", _area),
         on_prompts("a prompt of a time range", _schedule),
-        on_prompts("a longer negative prompt", _longer("negative"), forms=FORMS,
+        on_prompts("a longer negative prompt", _longer("negative"), forms=FORMS, thorough=True,
                    why="the host repeats the shorter text; the face's share must not change"),
         on_prompts("a longer positive prompt", _longer("positive")),
         on_prompts("GLIGEN", _gligen),

@@ -11,7 +11,7 @@ import fusion_lab
 import peer_packs
 import torch
 from peer_matrix import LATENT, Graph, Install, Kit, Predictions, Row
-from peer_rows_host import NO_GUIDANCE, ONE_PERSON, node_on_model, perturbed
+from peer_rows_host import NO_GUIDANCE, ONE_PERSON, blurred, node_on_model, perturbed
 from torch import Tensor
 
 IPADAPTER, INSTANTID, PULID = "ComfyUI_IPAdapter_plus", "ComfyUI_InstantID", "PuLID_ComfyUI"
@@ -37,7 +37,7 @@ PATCHES = {
 }
 
 
-def adapter(pack: str, name: str, **options: Any) -> Row:
+def adapter(pack: str, name: str, thorough: bool = False, **options: Any) -> Row:
     """An adapter of theirs with random weights in every layer, through their own patch function."""
 
     def install(kit: Kit, graph: Graph) -> Graph:
@@ -56,7 +56,7 @@ def adapter(pack: str, name: str, **options: Any) -> Row:
             patch(model, {**given, "module_key": str(2 * number + 1)}, place)
         return graph.having(model=model)
 
-    return Row(name, install, "adds", pack=pack, negative_is_theirs=True)
+    return Row(name, install, "adds", pack=pack, thorough=thorough)
 
 
 def _mask() -> Tensor:
@@ -255,18 +255,6 @@ def _motion_weights() -> dict[str, Tensor]:
 # Guidance
 
 
-def _blurred(model: Any) -> Any:
-    """Smoothed energy guidance at infinite blur: every query of the middle block is their mean."""
-    from comfy.ldm.modules.attention import optimized_attention
-
-    clone = model.clone()
-    clone.set_model_attn1_replace(
-        lambda q, k, v, extra: optimized_attention(q.mean(1, keepdim=True).expand_as(q), k, v, extra["n_heads"]),
-        "middle", 0, 0,
-    )  # fmt: skip
-    return clone
-
-
 def _nag(kit: Kit, graph: Graph) -> Graph:
     return graph.having(
         model=kit.node("NormalizedAttentionGuidance", model=graph.model, negative=kit.text(4), scale=3.0, tau=2.5)[0]
@@ -288,7 +276,7 @@ def _tiled(method: str) -> Install:
     return node_on_model("TiledDiffusion", method=method, **size)
 
 
-def _tiles_by_hand(kit: Kit, alone: Predictions) -> Tensor:
+def tiles_by_hand(kit: Kit, alone: Predictions) -> Tensor:
     """Two tiles without overlap: the predictions of the two halves of the latent, side by side."""
     height, width = alone.base.hw
     halves = [(0, 0, height // 2, width), (height // 2, 0, height // 2, width)]
@@ -326,7 +314,7 @@ ADE_FORMS = ("fused", "community", "training-free", "routed")
 def pack_rows() -> list[Row]:
     """Every row that needs a pack."""
     return [
-        adapter(IPADAPTER, "linear"),
+        adapter(IPADAPTER, "linear", thorough=True),
         adapter(IPADAPTER, "ease in-out", weight_type="ease in-out"),
         adapter(IPADAPTER, "strong middle", weight_type="strong middle"),
         adapter(IPADAPTER, "style transfer", weight={0: 1.0, 2: 0.5}, weight_type="style transfer"),
@@ -335,7 +323,7 @@ def pack_rows() -> list[Row]:
         adapter(INSTANTID, "patch"),
         adapter(PULID, "patch", ortho=False, ortho_v2=False),
         adapter(PULID, "patch, orthogonal", ortho=False, ortho_v2=True),
-        coupled(COUPLE, "AttentionCouple, 2 regions", 2, _couple(2)),
+        coupled(COUPLE, "AttentionCouple, 2 regions", 2, _couple(2), thorough=True),
         coupled(COUPLE, "AttentionCouple, 4 regions", 4, _couple(4)),
         coupled(PPM, "AttentionCouplePPM, 2 regions", 2, _couple_ppm(2)),
         coupled(PPM, "AttentionCouplePPM, 4 regions", 4, _couple_ppm(4)),
@@ -347,14 +335,16 @@ def pack_rows() -> list[Row]:
         *(Row(kind, _reference(kind), "orders", pack=CONTROLNET, model=False, nodes=("ACN_ReferenceControlNet",),
               forms=("fused", "community", "training-free", "routed"), base={"hw": (8, 8)}, **FULL)
           for kind in ("reference_attn", "reference_adain", "reference_attn+adain")),
-        Row("motion module", _motion(False), "orders", pack=ANIMATEDIFF, base={"frames": 4}, forms=ADE_FORMS, **FULL),
+        Row("motion module", _motion(False), "orders", thorough=True, pack=ANIMATEDIFF, base={"frames": 4},
+            forms=ADE_FORMS, **FULL),
         Row("motion module in windows", _motion(True), "orders", pack=ANIMATEDIFF, base={"frames": 5},
             forms=("fused", "training-free"), **FULL),
         Row("PerturbedAttention", node_on_model("PerturbedAttention", scale=2.0, unet_block="middle", unet_block_id=0),
             "value", pack=PERTURBED, value=perturbed(2.0), nodes=("PerturbedAttention",)),
         Row("SmoothedEnergyGuidanceAdvanced", node_on_model(
             "SmoothedEnergyGuidanceAdvanced", scale=2.0, blur_sigma=-1.0, unet_block="middle", unet_block_id=0),
-            "value", pack=PERTURBED, value=perturbed(2.0, _blurred), nodes=("SmoothedEnergyGuidanceAdvanced",)),
+            "value", thorough=True, pack=PERTURBED, value=perturbed(2.0, blurred),
+            nodes=("SmoothedEnergyGuidanceAdvanced",)),
         Row("SlidingWindowGuidanceAdvanced", node_on_model(
             "SlidingWindowGuidanceAdvanced", scale=2.0, tile_width=16, tile_height=16, tile_overlap=0, sigma_end=-1.0),
             "orders", pack=PERTURBED, nodes=("SlidingWindowGuidanceAdvanced",), forms=ONE_PERSON),
@@ -362,14 +352,16 @@ def pack_rows() -> list[Row]:
             "orders", pack=PERTURBED, nodes=("TokenPerturbationGuidance",), forms=ONE_PERSON, twice=False),
         Row("NormalizedAttentionGuidance", _nag, "adds", pack=PERTURBED, nodes=("NormalizedAttentionGuidance",),
             forms=NO_GUIDANCE, why="it normalises the text's attention; the face is added to what it gives"),
-        Row("PLADIS", node_on_model("PLADIS", scale=2.0), "adds", pack=PERTURBED, nodes=("PLADIS",), forms=NO_GUIDANCE),
+        Row("PLADIS", node_on_model("PLADIS", scale=2.0), "adds", thorough=True, pack=PERTURBED,
+            nodes=("PLADIS",), forms=NO_GUIDANCE),
         Row("ModelAttentionSelector", node_on_model("ModelAttentionSelector", attention="sub_quad"), "same", pack=PPM),
         their_guidance(PPM, "RenormCFGPost", renorm_cfg=1.0, sigma_start=-1.0, sigma_end=-1.0),
         their_guidance(PPM, "DynamicThresholdingSimplePost", mimic_scale=2.0, threshold_percentile=0.9),
         their_guidance(PPM, "RescaleCFGPost", multiplier=0.7),
         Row("PathchSageAttentionKJ", _sage, "same", pack=KJ, nodes=("PathchSageAttentionKJ",)),
-        Row("MultiDiffusion", _tiled("MultiDiffusion"), "value", pack=TILED, value=_tiles_by_hand),
-        Row("Mixture of Diffusers", _tiled("Mixture of Diffusers"), "orders", pack=TILED, forms=ONE_PERSON),
+        Row("MultiDiffusion", _tiled("MultiDiffusion"), "value", thorough=True, pack=TILED, value=tiles_by_hand),
+        Row("Mixture of Diffusers", _tiled("Mixture of Diffusers"), "orders", pack=TILED, forms=ONE_PERSON,
+            formula=False),
         their_guidance(SKIMMED, "Skimmed CFG", Skimming_CFG=2.0, full_skim_negative=False),
         Row("StyleAlignedBatchAlign", _aligned, "orders", pack=ALIGNED, base={"frames": 2}, forms=NO_GUIDANCE),
     ]  # fmt: skip
