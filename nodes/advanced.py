@@ -6,7 +6,7 @@ from typing import Any
 
 
 def advanced(entry: Any) -> Any:
-    """The same input, folded away by frontends that know `advanced`; older ones show it as before.
+    """The same input, folded by renderers that know the mark (Nodes 2.0); the classic canvas shows it as any other.
 
     Input classes take no such argument in the oldest supported ComfyUI, but all of them pass `extra_dict` on.
     """

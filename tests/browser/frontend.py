@@ -45,12 +45,14 @@ class Frontend:
         self.page.wait_for_function("() => app.graph._nodes.length > 0", timeout=LOAD_MS)  # the start workflow
 
     def tidy(self) -> None:
-        """Closes dialogs and the side bar, and empties the canvas."""
+        """Closes dialogs and both side bars, and empties the canvas."""
         for _ in range(MOST_DIALOGS):
             if not self.page.locator(".p-dialog").count():
                 break
             self.page.keyboard.press("Escape")
             self.page.wait_for_timeout(400)
+        if self.page.locator("[data-testid=properties-panel]").count():
+            self.page.get_by_role("button", name="Toggle properties panel").click()
         self.page.evaluate(
             """() => {
                 app.clean()
@@ -60,6 +62,27 @@ class Frontend:
                 if (bar.activeSidebarTabId) bar.toggleSidebarTab(bar.activeSidebarTabId)
             }"""
         )
+
+    def refresh_lists(self) -> None:
+        """Reads the lists of files anew, as the key R does."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+
+    @property
+    def folds(self) -> bool:
+        """Whether this frontend's Nodes 2.0 know advanced inputs (they came with this setting)."""
+        return self._setting("Comfy.Node.AlwaysShowAdvancedWidgets") is not None
+
+    def draw_by(self, renderer: str) -> None:
+        """Chooses what draws nodes, `classic` or `nodes 2.0`; an empty canvas afterwards."""
+        wanted = renderer == "nodes 2.0"
+        if self._setting("Comfy.VueNodes.Enabled") == wanted:
+            return
+        self.page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", wanted)
+        self.page.wait_for_timeout(1500)  # nodes are mounted or dropped
+        self.tidy()
+
+    def _setting(self, name: str) -> Any:
+        return self.page.evaluate("name => app.extensionManager.setting.get(name)", name)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Opens a workflow in UI form, as dropping its file does, and shows all of it."""
@@ -158,12 +181,74 @@ class Frontend:
         return self.page.evaluate(f"() => {NODE % node}.{expression}")
 
     def set_widgets(self, changes: dict[str, dict[str, Any]]) -> None:
-        """Sets widgets in every node of a type, as typing would: `{"KSampler": {"steps": 2}}`."""
+        """Sets widgets in every node of a type and tells the frontend, as the mouse does: `{"KSampler": {"steps": 2}}`.
+
+        Without the telling, the frontend would keep the errors of the values before.
+        """
         self.page.evaluate(
             """changes => app.graph._nodes.forEach(node => Object.entries(changes[node.type] ?? {}).forEach(
-                ([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }))""",
+                ([name, value]) => {
+                    const widget = node.widgets.find(widget => widget.name === name)
+                    if (!widget) throw Error(`${node.title} has no widget ${name}: ${node.widgets.map(w => w.name)}`)
+                    const before = widget.value
+                    widget.value = value
+                    widget.callback?.(value, app.canvas, node, app.canvas.graph_mouse)
+                    node.onWidgetChanged?.(name, value, before, widget)
+                }))""",
             changes,
         )
+
+    def drawn_widgets(self, node: str) -> list[str]:
+        """Names of a node's widgets that the classic canvas has drawn below each other, inside the node's box."""
+        return self.page.evaluate(
+            f"""() => {{
+                const node = {NODE % node}
+                let end = 0
+                return node.widgets.filter(widget => {{
+                    const top = widget.last_y ?? widget.y
+                    if (!node.isWidgetVisible(widget) || top < end) return false
+                    end = top + 20
+                    return end <= node.size[1]
+                }}).map(widget => widget.name)
+            }}"""
+        )
+
+    def shown_labels(self) -> list[str]:
+        """Labels of the widgets that Nodes 2.0 show, from top to bottom."""
+        labels = self.page.locator("[data-node-id] [data-testid=widget-layout-field-label]")
+        return [label.inner_text().strip() for label in labels.all() if label.is_visible()]
+
+    def press(self, words: str) -> None:
+        """Clicks a button by its words and waits for what it does."""
+        self.page.get_by_text(words, exact=True).click()
+        self.page.wait_for_timeout(700)
+
+    def covered_nodes(self) -> list[tuple[str, str]]:
+        """Titles of nodes that lie over each other, titles and bodies."""
+        pairs = self.page.evaluate(
+            """() => app.graph._nodes.flatMap((node, i) => app.graph._nodes.slice(i + 1).filter(other => {
+                const [[ax, ay, aw, ah], [bx, by, bw, bh]] = [node, other].map(one => one.boundingRect)
+                return ax < bx + bw && bx < ax + aw && ay < by + bh && by < ay + ah
+            }).map(other => [node.title, other.title]))"""
+        )
+        return [tuple(pair) for pair in pairs]
+
+    def queued_inputs(self, node: str) -> dict[str, Any]:
+        """A node's inputs in the prompt that Run would send."""
+        return self.page.evaluate(
+            "async type => Object.values((await app.graphToPrompt()).output).find(n => n.class_type === type).inputs",
+            node,
+        )
+
+    def told_error(self, words: str) -> str:
+        """The text on the page that says these words about an error: in a dialog, or behind a notice's button."""
+        details = self.page.get_by_role("button", name="View details")
+        details.or_(self.page.locator(".p-dialog")).first.wait_for()
+        if details.count():
+            details.click()
+        said = self.page.get_by_text(words).first
+        said.wait_for()  # a report is there later than its stack trace
+        return said.inner_text()
 
     def start_with(self, *nodes: str) -> None:
         """An empty canvas with new nodes side by side."""

@@ -14,7 +14,8 @@ from typing import Any
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEEDS = {"seed", "noise_seed"}
 NODE_WIDTH, COLUMN, ROW = 320, 380, 60
-TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT, PICTURE_HEIGHT = 30, 20, 24, 120, 240
+TITLE_HEIGHT, SLOT_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT, PICTURE_HEIGHT = 30, 20, 24, 120, 264
+FRAME_HEIGHT, WIDGETS_FRAME_HEIGHT = 6, 8
 PICTURE_NODES = {"LoadImage", "PreviewImage", "SaveImage", "FusedIDAttentionMap"}
 TEXT_NODES = {"PreviewAny", "FusedIDDoctor", "FusedIDFaceSimilarity", "FusedIDSaveIdentity"}
 NOTE_SIZE = (440, 420)
@@ -265,14 +266,17 @@ def _column(api: Api, key: str) -> int:
 
 
 def node_height(node_type: str, schema: dict[str, Any]) -> int:
-    """Pixels that the frontend needs for a node without its title; inputs marked as advanced are folded away."""
+    """Pixels that the classic canvas gives a node without its title, with room for its picture or text.
+
+    It folds nothing, so inputs marked as advanced count. Nodes 2.0 need at most `ROW` more while they are folded.
+    """
     specs = input_specs(schema)
-    shown = [spec for spec in specs if spec.is_widget and not spec.options.get("advanced")]
-    texts = sum(bool(spec.options.get("multiline")) for spec in shown)
-    slots = max(sum(not spec.is_widget for spec in specs), len(schema["output"]))
-    height = slots * SLOT_HEIGHT + sum(1 + len(spec.follow_ups) for spec in shown) * WIDGET_HEIGHT + texts * TEXT_HEIGHT
-    height += PICTURE_HEIGHT * (node_type in PICTURE_NODES) + TEXT_HEIGHT * (node_type in TEXT_NODES)
-    return height + WIDGET_HEIGHT
+    widgets = [spec for spec in specs if spec.is_widget]
+    texts = sum(bool(spec.options.get("multiline")) for spec in widgets) + (node_type in TEXT_NODES)
+    slots = max(len(specs) - len(widgets), len(schema["output"]), 1)
+    rows = sum(1 + len(spec.follow_ups) for spec in widgets)
+    height = FRAME_HEIGHT + slots * SLOT_HEIGHT + texts * TEXT_HEIGHT + PICTURE_HEIGHT * (node_type in PICTURE_NODES)
+    return height + (WIDGETS_FRAME_HEIGHT + rows * WIDGET_HEIGHT if rows else 0)
 
 
 def _places(api: Api, schemas: Schemas) -> dict[str, list[int]]:
