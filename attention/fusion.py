@@ -82,6 +82,15 @@ def length_term(mode: str, *, num_tokens: int, num_references: int, num_trained:
     return -math.log(num_tokens * num_references / num_trained)
 
 
+def reference_weights(weights: Sequence[float]) -> list[float]:
+    """Weights of one identity's references, all > 0, scaled to mean 1 (METHOD 1.1): only their proportions count.
+
+    So `50, 50` is `1, 1`, one reference of weight 5 is one of weight 1, and a mix of somebody with themselves is they.
+    """
+    scale = len(weights) / sum(weights)
+    return [weight * scale for weight in weights]
+
+
 def fused_attention(
     q: Tensor,
     text_key: Tensor,

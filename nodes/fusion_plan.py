@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..attention.cache import LayerFeatures, ReferenceFeatures
-from ..attention.fusion import FaceControls
+from ..attention.fusion import FaceControls, reference_weights
 from ..attention.grid import grid_at_level
 from ..attention.merge import num_left
 from ..attention.prefetch import Prefetch
@@ -51,12 +52,23 @@ class GivenFaces:
 
 @dataclass(frozen=True)
 class Shown:
-    """One reference: whose it is, and its weight. pictures: how many stand behind it, where a community family makes
-    one set of tokens of several."""
+    """One reference: whose it is, and its weight, of mean 1 among that person's.
+
+    pictures: how many stand behind it, where a community family makes one set of tokens of several.
+    """
 
     identity: int
     weight: float
     pictures: int = 1
+
+
+def shown_references(references: Sequence[tuple[int, float, int]]) -> tuple[Shown, ...]:
+    """(identity, weight > 0 as it was given, pictures) of every reference, the weights in proportion."""
+    weights: dict[int, list[float]] = {}
+    for identity, weight, _ in references:
+        weights.setdefault(identity, []).append(weight)
+    scaled = {identity: iter(reference_weights(given)) for identity, given in weights.items()}
+    return tuple(Shown(identity, next(scaled[identity]), pictures) for identity, _, pictures in references)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from .community_options import CommunityOptions
 from .community_source import community_features
 from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfAttention
 from .fusion_effect import install_fusion
-from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, Shown
+from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, shown_references
 from .fusion_report import fusion_report
 from .host.neighbours import neighbours
 from .reference_cache import compute_dtype
@@ -179,14 +179,14 @@ def _community_plan(
         for p in people
     ]
     used = [
-        (features, Shown(i, float(weight), pictures))
+        (features, (i, float(weight), pictures))
         for i, one in enumerate(found)
         for features, weight, pictures in zip(one.positive, one.weights, one.pictures)
         if weight > 0
     ]
     plan = FusionPlan(
         GivenFaces(tuple(features for features, _ in used), found[0].negative),
-        tuple(shown for _, shown in used),
+        shown_references([one for _, one in used]),
         combine=combine,
         length="paper",
         orthogonal=pulid.orthogonal if is_pulid and combine == "decoupled" else OFF,

@@ -12,7 +12,7 @@ from ..attention.adapter import FusionAdapter
 from ..attention.grid import LATENT_SCALE
 from ..attention.sites import Site
 from .face_sources import tensor_fingerprint
-from .fusion_plan import Shown
+from .fusion_plan import Shown, shown_references
 from .reference import ReferenceLatent, ReferenceText
 
 
@@ -30,7 +30,7 @@ def reference_latents(
     if empty:
         raise ValueError(f"every reference of identity {empty[0] + 1} has weight 0; give one a weight above 0")
     latents = tuple(_encoded(model, vae, one.crop, size) for _, one in used)
-    return latents, tuple(Shown(number, float(one.weight)) for number, one in used)
+    return latents, shown_references([(number, float(one.weight), 1) for number, one in used])
 
 
 def _encoded(model: Any, vae: Any, crop: np.ndarray, size: int) -> ReferenceLatent:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attention.fusion import reference_weights
+
 from .augment import square, to_rgb_pm1
 from .base import BaseModel
 from .randomness import generator
@@ -46,11 +48,10 @@ def make_references(
     for identity, person in enumerate(people):
         weights = person.weights or (1.0,) * len(person.crops)
         shown = [(crop, weight) for crop, weight in zip(person.crops, weights) if weight > 0]
-        total = sum(weight for _, weight in shown)
-        for crop, weight in shown:
+        for (crop, _), weight in zip(shown, reference_weights([weight for _, weight in shown]) if shown else ()):
             pixels = to_rgb_pm1(square(crop, size))[None].to(base.vae.device)
             latents = base.encode(pixels).to(model.unet.dtype)
-            found.append(Reference(latents, context, identity=identity, weight=weight * len(shown) / total))
+            found.append(Reference(latents, context, identity=identity, weight=weight))
     return found
 
 

@@ -89,12 +89,15 @@ def test_sites_have_the_same_names_levels_and_widths(layout, labs):
 CASES: dict[str, tuple[list[list[float]], dict[str, Any], dict[str, Any]]] = {
     "single": ([[1.0]], {}, {}),
     "several references": ([[1.0, 0.5, 1.5]], {}, {}),
+    "weights of another mean": ([[1.0, 0.5, 2.0]], {}, {}),
+    "one weight that is not 1": ([[5.0]], {}, {}),
     "length as in the paper": ([[1.0, 1.0]], {"length": "paper"}, {}),
     "the positive prompt in the reference pass": ([[1.0]], {"reference_text": "positive"}, {}),
     "decoupled": ([[1.0]], {"combine": "decoupled"}, {}),
     "strength": ([[1.0]], {"strength": 2.5}, {}),
     "routed": ([[1.0], [1.0]], {}, {"background": "all"}),
     "routed, several references": ([[1.0], [0.7, 1.3]], {}, {"background": "all"}),
+    "routed, weights of another mean": ([[0.2], [7.0, 1.0]], {}, {"background": "all"}),
     "routed, text alone in the background": ([[1.0], [1.0]], {}, {"background": "none"}),
     "routed, soft borders": ([[1.0], [1.0]], {}, {"feather": 16}),
 }

@@ -130,13 +130,13 @@ def test_promise_2_every_layer_computes_the_formula(labs, layout, case):
 
 def by_hand(lab: FusionLab, site: Any, call: Any, person: Any, features: Any, inputs: dict[str, Any]) -> torch.Tensor:
     trained = math.prod(grid_at_level((8, 8), site.level))
-    faces = []
+    faces, mean = [], sum(reference.weight for reference in person.references) / len(person.references)
     for reference, found in zip(person.references, features):
         key, value = found[site.path]
         term = length_term(
             inputs.get("length", "balanced"), num_tokens=key.shape[1], num_references=len(features), num_trained=trained
         )
-        faces.append(FaceKeys(key, value, 0, math.log(reference.weight) + term))
+        faces.append(FaceKeys(key, value, 0, math.log(reference.weight / mean) + term))
     controls = FaceControls(
         inputs.get("strength", 1.0),
         inputs.get("key_strength", 1.0),
@@ -322,7 +322,7 @@ def test_promise_6_other_weights_or_another_adapter_make_a_pass(labs, small_mode
     for model, owner in ((with_lora, lab), (lab.model, other)):
         patched, _ = owner.patch(model, identity=person)
         with lab.counted_passes() as rows:
-            lab.sample(patched, steps=5)
+            lab.sample(patched, steps=1)
         assert sorted(rows) == [1, 2]
 
 
@@ -384,6 +384,20 @@ def test_promise_7_the_order_of_people_with_their_masks_does_not_matter(labs):
     c = lab.sample(lab.patch(routed=lab.routed(people[::-1], masks))[0])
     assert fusion_lab.relative(a, b) < 1e-5
     assert fusion_lab.relative(a, c) > 1e-3
+
+
+def test_promise_12_only_the_proportions_of_reference_weights_count(labs):
+    """50 and 50 are 1 and 1; one photo of weight 5 is one of weight 1; a mix of A with A is A (METHOD 1.1)."""
+    lab = labs()
+    for given, same in (((50.0, 50.0), (1.0, 1.0)), ((5.0,), (1.0,)), ((3.0, 1.0), (0.6, 0.2))):
+        a, b = (lab.sample(lab.patch(identity=lab.identity(3, weights=weights))[0]) for weights in (given, same))
+        assert fusion_lab.relative(a, b) < 1e-5
+    uneven, even = (lab.sample(lab.patch(identity=lab.identity(3, weights=w))[0]) for w in ((3.0, 1.0), (1.0, 1.0)))
+    assert fusion_lab.relative(uneven, even) > 1e-3
+    person = lab.identity(3)
+    mixed = lab.pack.submodule("faces.mix").mix_identities([person, person], [1.0, 1.0]).identity
+    a, b = (lab.sample(lab.patch(identity=one, length="balanced")[0]) for one in (mixed, person))
+    assert fusion_lab.relative(a, b) < 1e-4
 
 
 # Promise 9
