@@ -92,9 +92,11 @@ def load_peer(host: Any, name: str) -> types.ModuleType:
 
 @contextmanager
 def _lent(name: str) -> Iterator[None]:
-    """While a pack loads: its libraries, a server without routes, and names that this host no longer has."""
+    """While a pack loads: its libraries, a server without routes, names that this host no longer has, and no sign of
+    pytest, under which one registers no nodes."""
     from server import PromptServer
 
+    running = os.environ.pop("PYTEST_CURRENT_TEST", None)
     path, server = list(sys.path), PromptServer.__dict__.get("instance")
     sys.path.append(str(peers_root() / "pylib"))
     PromptServer.instance = server or types.SimpleNamespace(
@@ -111,6 +113,8 @@ def _lent(name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        if running is not None:
+            os.environ["PYTEST_CURRENT_TEST"] = running
         sys.path[:] = path
         for module, attribute in borrowed:
             delattr(module, attribute)

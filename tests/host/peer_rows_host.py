@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import fusion_lab
@@ -36,6 +37,19 @@ def prompt_by_prompt(install: Install) -> Callable[[Kit, Predictions], Tensor]:
     def value(kit: Kit, alone: Predictions) -> Tensor:
         graph = install(kit, alone.base)
         cond, uncond = alone.positive(prompt=graph.positive), alone.plain(graph.negative)
+        return uncond + graph.cfg * (cond - uncond)
+
+    return value
+
+
+def with_their_negative(install: Install) -> Callable[[Kit, Predictions], Tensor]:
+    """The same where the host gives the negative prompt the positive one's areas or boxes: asked beside it, of a model
+    without us, at guidance 0."""
+
+    def value(kit: Kit, alone: Predictions) -> Tensor:
+        graph = install(kit, alone.base)
+        form = alone.form if alone.form in SAID_TO_ALL else PLAIN
+        cond, uncond = alone.positive(prompt=graph.positive), kit.run(kit.ours(form, graph).having(cfg=0.0)).samples
         return uncond + graph.cfg * (cond - uncond)
 
     return value
@@ -367,9 +381,10 @@ def host_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def with_hook_values(rows: Sequence[Row]) -> list[Row]:
-    """Hooked LoRAs are judged by the same LoRA in the weights."""
-    from dataclasses import replace
-
-    values = {"hook LoRA": _hook_value(1.0), "hook LoRA with a keyframe": _hook_value(0.5)}
+def with_values(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose value is not simply prompt by prompt: hooked LoRAs are judged by the same LoRA in the weights."""
+    values = {
+        "hook LoRA": _hook_value(1.0), "hook LoRA with a keyframe": _hook_value(0.5),
+        "an area prompt": with_their_negative(_area), "GLIGEN": with_their_negative(_gligen),
+    }  # fmt: skip
     return [replace(row, value=values.get(row.name, row.value)) for row in rows]

@@ -16,11 +16,11 @@ import peer_checks
 import peer_packs
 import pytest
 from peer_matrix import STAND_IN, Cell, Kit, Row
-from peer_rows_host import host_rows, with_hook_values
+from peer_rows_host import host_rows, with_values
 from peer_rows_packs import pack_rows
 from peer_rows_standins import standin_rows
 
-ROWS = [*with_hook_values(host_rows()), *standin_rows(), *pack_rows()]
+ROWS = [*with_values(host_rows()), *standin_rows(), *pack_rows()]
 EVERYTHING = os.environ.get("FUSEDID_PEER_FORMS") == "all"
 
 
