@@ -76,7 +76,8 @@ def test_shares_are_the_formulas_weights_over_layers_and_steps(lab):
                 key = 0.8 * found[site.path][0][0]
                 term = length_term("balanced", num_tokens=len(key), num_references=2, num_trained=trained)
                 keys.append(key)
-                terms.append(torch.full((len(key),), math.log(2.0 * reference.weight) + term))
+                weight = reference.weight / 0.75  # of mean 1
+                terms.append(torch.full((len(key),), math.log(2.0 * weight) + term))
             q, k = (rearrange(t, "n (h d) -> h n d", h=site.heads) for t in (call.q[rows], torch.cat(keys)))
             weights = torch.softmax(torch.cat(terms) + 1.2 * q @ k.mT / math.sqrt(q.shape[-1]), -1).mean(0)
             share = weights[:, call.k.shape[1] :].sum(-1).view(1, 1, *fusion_lab.grid_of(call))
