@@ -162,7 +162,8 @@ def face_branch(
 ) -> Tensor:
     """The added branch of `decoupled_attention`: `strength` * softmax(M_f + a Q K_f^T / sqrt(d)) V_f.
 
-    A query that sees no face gets zero. In a soft border the branch fades with the largest weight there.
+    A query that sees no face gets zero. In a soft border the branch fades with the sum of the weights there, at most 1:
+    between two masks of one person there is no seam.
     text: the text's output `[B, Q, C]`, where the branch is projected: per region, over the queries that the branch is
     added to, so that nobody's region depends on another's face.
     """
@@ -183,7 +184,7 @@ def face_branch(
             out = orthogonal_branch(out, beside, kept)
         if region.log_weight is None:
             return out
-        return out * region.log_weight.exp().amax(1, keepdim=True).to(out)
+        return out * region.log_weight.exp().sum(1, keepdim=True).clamp_max(1.0).to(out)
 
     return _by_region(_scaled(q, controls.scale), regions or everywhere(_count(faces)), region_output)
 

@@ -59,7 +59,7 @@ def naive_decoupled_attention(
         assert weights_IQ is None
         kept = 0.0 if orthogonal == "v1" else _leading_share(controls.scale * q, k, M, faces, heads, orthogonal == "v2")
         face = face - (1 - kept) * _along(face, text)
-    fade = torch.ones(q.shape[1]) if weights_IQ is None else weights_IQ.amax(0)  # ... and fades to nothing here
+    fade = torch.ones(q.shape[1]) if weights_IQ is None else weights_IQ.sum(0).clamp(max=1)  # ... and fades out here
     return text + controls.strength * fade[None, :, None].to(q) * face
 
 

@@ -230,8 +230,19 @@ def test_there_is_one_softmax_its_weights_sum_to_one(routing: dict[str, Any]) ->
         faces=tuple(replace(face, value=torch.ones_like(face.value)) for face in layer.faces),
     )
     assert torch.allclose(ones.fast(), torch.ones_like(ones.q), atol=ROUNDING)
-    sees = torch.ones(30) if ones.weights is None else ones.weights.amax(0)
+    sees = torch.ones(30) if ones.weights is None else ones.weights.sum(0).clamp(max=1)
     assert torch.allclose(ones.fast("decoupled"), (1 + 0.3 * sees)[None, :, None].expand(2, -1, 10), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("combine", COMBINE_MODES)
+def test_two_soft_halves_of_one_person_have_no_seam(combine: str) -> None:
+    """Weights w and 1 - w of the same face are that face, whatever w: also where both are small or one is tiny."""
+    share = torch.tensor([0.0, 1e-7, 1e-4, 5e-4, 0.01, 0.3, 0.5, 0.7, 0.999, 1.0]).repeat(3)
+    layer = make_layer(length="paper")
+    face = layer.faces[0]
+    halves = with_faces(layer, [replace(face, identity=i) for i in (0, 1)])
+    split = replace(halves, weights=torch.stack([share, 1.0 - share])).fast(combine)
+    assert largest_difference(split, with_faces(layer, [replace(face, identity=0)]).fast(combine)) < ROUNDING
 
 
 def balanced(num_references: int, tokens: list[Tensor], values: list[Tensor]) -> list[FaceKeys]:
