@@ -9,7 +9,7 @@ from typing import Any
 
 import fusion_lab
 import torch
-from peer_matrix import ATTN1, PLAIN, SAID_TO_ALL, Cell, Graph, Kit, Predictions, Row, Seen, size
+from peer_matrix import ATTN1, FORMS, PLAIN, SAID_TO_ALL, Cell, Graph, Kit, Predictions, Row, Seen, size
 from torch import Tensor
 
 from attention.fusion import FaceKeys, length_term
@@ -208,9 +208,23 @@ def _by_hand(site: Any, call: Any, rows: slice, faces: list[tuple[Tensor, Tensor
 
 
 def markdown(cells: list[Cell]) -> str:
-    """The table, one line per cell."""
+    """A line per row with the largest error of each form, then a line per cell."""
+    rows = list(dict.fromkeys(cell.row for cell in cells))
     lines = [
-        "| row | form of ours | order | right value | theirs | ours | error | verdict |",
+        f"| node | right value | {' | '.join(FORMS)} | theirs | ours |",
+        f"|---|---|{'---|' * len(FORMS)}---|---|",
+    ]
+    for row in rows:
+        found = [cell for cell in cells if cell.row == row]
+        forms = [_summary([cell for cell in found if cell.form == form]) for form in FORMS]
+        checks = " / ".join(dict.fromkeys(cell.check for cell in found if cell.check != "refused"))
+        ratios = [
+            _span([getattr(cell, who) for cell in found if cell.check != "refused"]) for who in ("theirs", "ours")
+        ]
+        lines.append(f"| {row} | {checks} | {' | '.join(forms)} | {' | '.join(ratios)} |")
+    lines += [
+        "",
+        "| node | form of ours | order | right value | theirs | ours | error | verdict |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -218,3 +232,18 @@ def markdown(cells: list[Cell]) -> str:
         for c in cells
     ]
     return "\n".join(lines) + "\n"
+
+
+def _summary(cells: list[Cell]) -> str:
+    """The largest error of a form in a row, or what was not right."""
+    if not cells:
+        return ""
+    wrong = [f"**{cell.order}: {cell.verdict}**" for cell in cells if not cell.verdict.startswith("ok")]
+    if wrong:
+        return "; ".join(wrong)
+    return "refused" if cells[0].check == "refused" else f"{max(cell.error for cell in cells):.0e}"
+
+
+def _span(values: list[float]) -> str:
+    low, high = (f"{value:.2f}" for value in (min(values, default=0.0), max(values, default=0.0)))
+    return low if low == high else f"{low}-{high}"

@@ -312,11 +312,11 @@ def _override(kit: Kit, graph: Graph) -> Graph:
 
 
 LONG_RUN = (6.0, 5.0, 4.5, 4.0, 0.0)
-VIDEO = {"frames": 5, "sigmas": LONG_RUN}
+VIDEO = {"frames": 4, "hw": (4, 4), "sigmas": (5.0, 4.0, 3.0, 0.0)}  # the host compares a noise level per frame
 NO_GRID = {("separation", order): "merges or tiles the tokens" for order in ("ours first", "theirs first")}
 HYPERTILE = {"tile_size": 32, "swap_size": 2, "max_depth": 0, "scale_depth": False}
 CACHE = {"reuse_threshold": 2.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
-WINDOWS = {"context_length": 3, "context_overlap": 1, "dim": 0}
+WINDOWS = {"context_length": 2, "context_overlap": 1, "dim": 0}
 
 
 def host_rows() -> list[Row]:
