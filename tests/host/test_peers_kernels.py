@@ -63,7 +63,8 @@ def _sag(host: Any, model: Any) -> Any:
 def _perturbed(host: Any, model: Any) -> Any:
     peer_packs.load_peer(host, "sd-perturbed-attention")
     node = host.node("PerturbedAttention")
-    return node.execute(model=model, scale=2.0, adaptive_scale=0.0, unet_block="middle", unet_block_id=0).args[0]
+    given = {"model": model, "scale": 2.0, "adaptive_scale": 0.0, "unet_block": "middle", "unet_block_id": 0}
+    return node.execute(**given).args[0] if hasattr(node, "execute") else node().patch(**given)[0]
 
 
 @pytest.fixture(scope="module")
