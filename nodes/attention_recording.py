@@ -82,4 +82,3 @@ class AttentionRecording:
             for names, total, count in sums
             for name, share in zip(names, total / count.clamp_min(1), strict=True)
         ]
-

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from .images import require_image
 from .input_ranges import require_in_range
 from .picture_parts import Part, PartPlace, cut_out, people_parts, tile_parts
 from .wire_types import Routed, RoutedIdentities, require_places
@@ -68,8 +69,7 @@ def cut_places(
     image: Tensor, parts: str, *, routed: RoutedIdentities | None = None, size: int = 512, margin: float = 0.25
 ) -> list[Part]:
     """The parts of an IMAGE `[B, H, W, C]`. Raises ValueError for people without places and margins too wide."""
-    if image.ndim != 4 or 0 in image.shape:
-        raise ValueError(f"got an image of the shape {list(image.shape)}; wanted is [batch, height, width, channels]")
+    require_image(image)
     picture_hw = (image.shape[1], image.shape[2])
     if parts == TILES:
         if margin > 0.5:

@@ -107,9 +107,7 @@ def _record(plan: FusionPlan, parts: Sequence[Part], call: LayerCall) -> None:
             shares = output_shares(attention, values, part.faces, people=people)
         else:
             shares = attention_shares(attention, values, part.faces, people=people, heads=call.heads)
-        seen = LayerShares(
-            plan.number, plan.names, shares, call.grid, part.place.latent_hw, part.place.area, batch
-        )
+        seen = LayerShares(plan.number, plan.names, shares, call.grid, part.place.latent_hw, part.place.area, batch)
         for recording in call.model.recordings:
             recording.add(seen)
 

@@ -32,3 +32,9 @@ def identity_strip(identity: Identity) -> Tensor:
     side = (STRIP_SIDE, STRIP_SIDE)
     crops = [Image.fromarray(ref.crop).resize(side, Image.Resampling.LANCZOS) for ref in identity.references]
     return pictures_to_image([np.asarray(crop) for crop in crops])
+
+
+def require_image(image: Tensor, name: str = "image") -> None:
+    """Raises ValueError unless it is `[B, H, W, C]` with something in it."""
+    if image.ndim != 4 or 0 in image.shape:
+        raise ValueError(f"{name} has the shape {list(image.shape)}; wanted is [batch, height, width, channels]")

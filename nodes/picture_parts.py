@@ -16,6 +16,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..attention.grid import LATENT_SCALE, View
+from .images import require_image
 
 PartPlace = io.Custom("FUSEDID_PLACE")
 """Carries `Part`."""
@@ -89,9 +90,16 @@ def put_back(image_BHWC: Tensor, done: Sequence[tuple[Part, Tensor]]) -> Tensor:
     Where parts share pixels the nearer to a part's middle counts for more; towards its border a part fades into the
     picture. Raises ValueError for parts of a picture of another size.
     """
+    require_image(image_BHWC)
     image = image_BHWC.float()
     total, weight = torch.zeros_like(image), torch.zeros_like(image[:1, :, :, :1])
-    for part, pixels in done:
+    for number, (part, pixels) in enumerate(done, 1):
+        require_image(pixels, f"part {number}")
+        if pixels.shape[-1] not in (1, *range(image.shape[-1], 5)) or len(pixels) not in (1, len(image)):
+            raise ValueError(
+                f"part {number} has {len(pixels)} pictures of {pixels.shape[-1]} channels, the picture that was cut "
+                f"{len(image)} of {image.shape[-1]}. Connect what was made of that part alone"
+            )
         if part.picture_hw != tuple(image.shape[1:3]):
             raise ValueError(
                 f"a part was cut out of a picture of {part.picture_hw[1]} x {part.picture_hw[0]} pixels, this one is "

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from .host.told_place import tell_by_cutting, tell_view
+from .images import require_image
 from .picture_parts import Part, PartPlace
 
 NODE = "FusedIDPlaceInPicture"
@@ -64,6 +65,5 @@ def place_prompts(positive: Any, negative: Any, *, image: Tensor | None, place: 
     if place is not None:
         return tell_view(positive, place.view), tell_view(negative, place.view)
     assert image is not None
-    if image.ndim != 4 or 0 in image.shape:
-        raise ValueError(f"got an image of the shape {list(image.shape)}; wanted is [batch, height, width, channels]")
+    require_image(image)
     return tell_by_cutting(positive, negative, (image.shape[1], image.shape[2]))

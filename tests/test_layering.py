@@ -127,7 +127,7 @@ def test_the_host_room_knows_no_node():
 
 def test_the_injection_points_are_the_host_rooms_alone():
     """Wrappers, replaced layers and the options of a call are read and written in one place."""
-    words = ("patches_replace", "cond_or_uncond", "WrappersMP", "CallbacksMP", "current_patcher", "\"n_heads\"")
+    words = ("patches_replace", "cond_or_uncond", "WrappersMP", "CallbacksMP", "current_patcher", '"n_heads"')
     found = [
         f"{file.relative_to(ROOT).as_posix()}: {word}"
         for file in python_files("nodes")

@@ -10,6 +10,7 @@ from peer_standins import add_branch, couple
 
 pytestmark = pytest.mark.host
 
+
 @pytest.fixture(scope="module")
 def lab(pack, small_models, comfyui) -> Lab:
     return Lab(pack, small_models, comfyui.base)

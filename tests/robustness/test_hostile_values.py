@@ -77,7 +77,8 @@ def widget_values(node: Any) -> st.SearchStrategy[dict[str, Any]]:
     for name, spec in {**declared.get("required", {}), **declared.get("optional", {})}.items():
         kind, options = spec[0], spec[1] if len(spec) > 1 else {}
         if isinstance(kind, list) or kind == "COMBO":
-            values[name] = st.one_of(st.sampled_from(kind if isinstance(kind, list) else options["options"]), WORDS)
+            choices = kind if isinstance(kind, list) else options["options"]
+            values[name] = st.one_of(st.sampled_from(choices), WORDS) if choices else WORDS
         elif kind in ("INT", "FLOAT", "STRING", "BOOLEAN"):
             by_kind = {"INT": INTEGERS, "FLOAT": FLOATS, "STRING": WORDS, "BOOLEAN": st.booleans()}
             values[name] = by_kind[kind]
@@ -190,6 +191,34 @@ def test_hostile_values_of_the_attention_map(data: st.DataObject, pack: Any, lab
     run(pack, "FusedIDAttentionMap", recording=recording, image=data.draw(tensors(3)), **values)
 
 
+@hostile(30, share=0.05)
+@given(data=st.data())
+def test_hostile_values_of_parts_of_a_picture(data: st.DataObject, pack: Any, lab: FusionLab) -> None:
+    """Cut and pasted again, or told to a node that cuts by itself; parts may get lost between the two."""
+    image, values = data.draw(tensors(3)), data.draw(widget_values(pack.nodes["FusedIDCutPicture"]))
+    if data.draw(st.booleans()):
+        values["routed"] = lab.routed([lab.identity(1), lab.identity(2)], fusion_lab.halves())
+    found = run(pack, "FusedIDCutPicture", image=image, **values)
+    parts, places = ([], []) if found is None else found
+    refined = data.draw(st.one_of(st.just(parts), st.lists(tensors(3), max_size=3)))
+    whole = [data.draw(st.one_of(st.just(image), tensors(3)))]
+    run(pack, "FusedIDPasteParts", image=whole, parts=refined, places=places)
+    told: dict[str, Any] = {"image": data.draw(st.one_of(st.none(), tensors(3)))}
+    told["place"] = places[0] if places and data.draw(st.booleans()) else None
+    run(pack, "FusedIDPlaceInPicture", positive=lab.positive, negative=lab.negative, **told)
+
+
+@hostile(30, share=0.05)
+@given(data=st.data())
+def test_hostile_values_of_community_options(data: st.DataObject, pack: Any, lab: FusionLab, encoder: Encoder) -> None:
+    run(pack, "FusedIDCommunityOptions", **data.draw(widget_values(pack.nodes["FusedIDCommunityOptions"])))
+    values = data.draw(widget_values(pack.nodes["FusedIDInstantIDControl"]))
+    if data.draw(st.booleans()):
+        values |= {"image": data.draw(tensors(3)), "encoder": encoder}
+    sockets = {"positive": lab.positive, "negative": lab.negative, "identity": lab.identity()}
+    run(pack, "FusedIDInstantIDControl", **{"adapter": "instantid/none.bin", **sockets, **values})
+
+
 # Names that lead out of the model folders
 
 OUTSIDE = ["../secret.safetensors", "../../secret.safetensors", "a/../../secret.safetensors", "..\\secret.safetensors"]
@@ -201,6 +230,8 @@ OUTSIDE = ["../secret.safetensors", "../../secret.safetensors", "a/../../secret.
     [
         ("FusedIDAttentionPatch", "adapter", ""),
         ("FusedIDAttentionPatch", "adapter", "ipadapter/"),
+        ("FusedIDInstantIDControl", "adapter", ""),
+        ("FusedIDInstantIDControl", "adapter", "instantid/"),
         ("FusedIDLoadIdentity", "identity_file", ""),
         ("HybridGuidance", "guidance", ""),
         ("HybridGuidance", "prior", ""),
@@ -220,6 +251,8 @@ def test_no_name_leads_out_of_the_model_folders(
     sockets: dict[str, Any] = {}
     if node_id in ("FusedIDAttentionPatch", "HybridGuidance"):
         sockets = {"model": lab.model, "identity": lab.identity()}
+    if node_id == "FusedIDInstantIDControl":
+        sockets = {"positive": lab.positive, "negative": lab.negative, "identity": lab.identity()}
     if widget == "prior":
         sockets |= {"text": "a face", "clip": object()}
     try:
