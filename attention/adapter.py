@@ -150,6 +150,12 @@ def check_adapter_fits(adapter: FusionAdapter, sites: Iterable[Site], *, name: s
     """
     sites = tuple(sites)
     base, model = adapter.settings.base, family_of(sites)
+    relatives = [f.label for f in FAMILIES if {f.context} == {site.context for site in sites}]
+    if model == "custom" and base != "custom" and relatives and _label(base) not in relatives:
+        raise ValueError(
+            f"{name} is an adapter for {_label(base)}, but the model is a relative of {relatives[0]} (pruned or "
+            "distilled). Use an adapter trained for this very model"
+        )
     if base != model and "custom" not in (base, model):
         raise ValueError(
             f"{name} is an adapter for {_label(base)}, but the model is {_label(model)}. "

@@ -29,5 +29,6 @@ def check_percents(start: float, end: float) -> None:
     """Raises ValueError unless 0 <= start <= end <= 1."""
     if not 0.0 <= start <= end <= 1.0:
         raise ValueError(
-            f"start {start:g} and end {end:g} must satisfy 0 <= start <= end <= 1 (fractions of the sampling run)"
+            f"start_percent is {start:g} and end_percent {end:g}; both lie between 0 and 1 (fractions of the sampling "
+            "run), and the first must not be the larger one. Lower start_percent or raise end_percent"
         )

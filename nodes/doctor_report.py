@@ -74,9 +74,11 @@ def model_findings(model: Any) -> list[Finding]:
         return [Finding("problem", f"the model ({kind}) has no cross-attention FusedID knows", "use SD1.5 or SDXL")]
     label = next((f.label for f in FAMILIES if f.name == family_of(sites)), "a UNet of another layout")
     findings = [Finding("ok", f"model: {label}, {len(sites)} cross-attention layers")]
-    for name, attention, number in layers_of_ours(model):
+    for name, attention, number, times in layers_of_ours(model):
         where = "cross-attention" if attention == "attn2" else "self-attention"
-        findings.append(Finding("ok", f"{name} acts in {number} of {len(sites)} {where} layers"))
+        who = name if times == 1 else f"{times} times {name}: each"
+        level = "ok" if times == 1 else "note"
+        findings.append(Finding(level, f"{who} acts in {number} of {len(sites)} {where} layers"))
     others = sorted(layers_taken(model, sites).items())
     findings += [Finding("note", f"{owner} replaces {number} of {len(sites)} layers") for owner, number in others]
     if len(findings) == 1:

@@ -29,8 +29,8 @@ def fusion_report(plan: FusionPlan, notes: Sequence[str], itemsize: int) -> str:
         *routing,
     ]
     stats = CACHE.stats()
-    cache = f"cache: {stats.entries} entries, {stats.mib:.1f} of {stats.budget_mib:.0f} MiB, {stats.hits} hits"
-    return "\n".join([", ".join(facts), *notes, cache])
+    held = f"{stats.entries} entries, {stats.mib:.1f} of {stats.budget_mib:.0f} MiB, {stats.hits} hits"
+    return "\n".join([", ".join(facts), *notes, f"cache before this run: {held}"])
 
 
 def _form(plan: FusionPlan) -> str:

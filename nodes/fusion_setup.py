@@ -19,9 +19,10 @@ from .community_lora import carried_lora, with_adapter_lora
 from .community_options import CommunityOptions
 from .community_source import community_features
 from .face_sources import AdapterSource, FaceSource, OwnProjections, SharedSelfAttention
-from .fusion_effect import install_fusion
+from .fusion_effect import FusionEffect, install_fusion
 from .fusion_plan import FusionPlan, GivenFaces, ReferencePass, shown_references
 from .fusion_report import fusion_report
+from .host.install import effects_of
 from .host.neighbours import neighbours
 from .reference_cache import compute_dtype
 from .separation import patch_separation
@@ -200,7 +201,21 @@ def _community_plan(
     return plan, notes
 
 
+def _beside(model: Any, plan: FusionPlan) -> list[str]:
+    """A note about patches of ours that the MODEL has already: copied nodes and chained groups add up unnoticed."""
+    before = [effect.plan for effect in effects_of(model) if isinstance(effect, FusionEffect)]
+    if not before:
+        return []
+    same = any(set(one.names) & set(plan.names) - {""} for one in before)
+    people = "the same person twice" if same else "they add up"
+    return [
+        f"another FusedID Attention Patch acts on this model already ({people}); for several people in places of their "
+        "own use the Multi-ID Mask Router"
+    ]
+
+
 def _installed(model: Any, plan: FusionPlan, notes: list[str]) -> tuple[Any, str]:
+    notes = [*_beside(model, plan), *notes]
     clone = install_fusion(model, plan)
     routed = plan.routed
     if routed is not None and routed.separation > 0:

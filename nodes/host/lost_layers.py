@@ -12,14 +12,14 @@ from typing import Any
 
 from ...attention.sites import Site
 from .effect import Acts, Key
-from .messages import NamedError
+from .messages import named_error
 from .owners import is_the_hosts, owner_of
 from .slot import Slot
 
 
 @contextmanager
 def watched(acts: Acts) -> Iterator[None]:
-    """Around a call of the model. Raises ValueError (`NamedError`) that names who took a layer."""
+    """Around a call of the model. Raises ValueError that names who took a layer."""
     if not _is_first(acts):
         yield
         return
@@ -36,7 +36,7 @@ def watched(acts: Acts) -> Iterator[None]:
             handle.remove()
     lost = {place: site for place, site in acts.sites().items() if place in ran and place not in acts.acted}
     if lost:
-        raise NamedError(_message(acts, lost, unet))
+        raise named_error(_message(acts, lost, unet))
 
 
 def _noting(ran: set[tuple[str, Key]], place: tuple[str, Key]) -> Any:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 log = logging.getLogger("fusedid")
 
 
-class NamedError(ValueError):
-    """A user's mistake whose message already names the node."""
+NAMED = "fusedid_named"
+"""An attribute of errors whose message already says which node they are about."""
 
 
 @contextmanager
@@ -18,10 +18,17 @@ def named_in_errors(label: str) -> Iterator[None]:
     """Inside, messages about users' mistakes get the name of the node that they are about."""
     try:
         yield
-    except NamedError:
-        raise
     except ValueError as error:
-        raise NamedError(f"{label}: {error}") from error
+        if getattr(error, NAMED, False):
+            raise
+        raise named_error(f"{label}: {error}") from error
+
+
+def named_error(message: str) -> ValueError:
+    """A user's mistake, with a message that names the node. The host shows the type, so it is a plain one."""
+    error = ValueError(message)
+    setattr(error, NAMED, True)
+    return error
 
 
 def show_on_running_node(text: str) -> None:

@@ -29,6 +29,7 @@ def layers_taken(model: Any, sites: Sequence[Site]) -> Counter[str]:
     return Counter(owner_of(function) for function in found if function is not None)
 
 
-def layers_of_ours(model: Any) -> list[tuple[str, str, int]]:
-    """Of every effect of ours: the node's name, `attn1` or `attn2`, and in how many layers it may act."""
-    return [(one.label, one.attention, len(one.sites)) for one in effects_of(model) if one.sites]
+def layers_of_ours(model: Any) -> list[tuple[str, str, int, int]]:
+    """Of every kind of effect of ours: the node's name, `attn1` or `attn2`, in how many layers, and how many such."""
+    found = Counter((one.label, one.attention, len(one.sites)) for one in effects_of(model) if one.sites)
+    return [(*place, number) for place, number in found.items()]

@@ -50,5 +50,7 @@ def test_percents_in_order_are_accepted(start: float, end: float) -> None:
     ("start", "end"), [(-0.1, 1.0), (0.0, 1.1), (0.8, 0.2), (math.nan, 1.0), (0.0, math.nan), (0.0, math.inf)]
 )
 def test_other_percents_are_refused(start: float, end: float) -> None:
-    with pytest.raises(ValueError, match=rf"start {start:g} and end {end:g} must satisfy 0 <= start <= end <= 1"):
+    with pytest.raises(
+        ValueError, match=rf"start_percent is {start:g} and end_percent {end:g}; both lie between 0 and 1"
+    ):
         check_percents(start, end)

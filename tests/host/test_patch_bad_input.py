@@ -171,7 +171,7 @@ def test_only_references_of_weight_0(lab):
 
 
 def test_start_after_end(lab):
-    assert "0 <= start <= end <= 1" in refused(lab, start_percent=0.7, end_percent=0.3)
+    assert "start_percent is 0.7 and end_percent 0.3" in refused(lab, start_percent=0.7, end_percent=0.3)
 
 
 def test_a_text_encoder_of_another_model(lab):

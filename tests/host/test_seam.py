@@ -212,6 +212,12 @@ def test_two_patches_on_one_model_each_add_what_they_add_alone(labs):
     plain, a, b, ab, ba = (
         record(model, site.key, "attn2", lambda m: lab.call(m))[0].out for model in (lab.model, one, two, both, turned)
     )
+    assert (
+        "another FusedID Attention Patch acts on this model already (they add up)"
+        in lab.patch(one, identity=people[1])[1]
+    )
+    assert "(the same person twice)" in lab.patch(one, identity=people[0])[1]
+    assert "another FusedID" not in lab.patch(identity=people[0])[1]
     assert relative(ab, a + b - plain) < 1e-5
     assert relative(ba, ab) < 1e-6
     assert relative(a, plain) > 1e-3 and relative(a, b) > 1e-3
