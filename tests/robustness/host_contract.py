@@ -321,7 +321,9 @@ def _io(name: str) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="dev.py host", description=__doc__)
     parser.add_argument("--comfyui", type=Path, required=True, help="the checkout to record")
-    checkout = parser.parse_args().comfyui.resolve()
+    parser.add_argument("--into", type=Path, default=FOLDER, help="folder of the record")
+    options = parser.parse_args()
+    checkout = options.comfyui.resolve()
     sys.path += [str(ROOT), str(ROOT / "tests" / "host")]
     import cpu_torch
 
@@ -333,8 +335,8 @@ def main() -> None:
         base = comfy_host.make_base(Path(temporary))
         host = comfy_host.import_host(checkout, base)
         text = json.dumps(contract(SmallModels(base / "models")), indent=1, sort_keys=True) + "\n"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{host.version}.json").write_text(text, encoding="utf-8")
+    options.into.mkdir(parents=True, exist_ok=True)
+    (options.into / f"{host.version}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -213,6 +213,8 @@ def test_hostile_values_of_parts_of_a_picture(data: st.DataObject, pack: Any, la
 def test_hostile_values_of_community_options(data: st.DataObject, pack: Any, lab: FusionLab, encoder: Encoder) -> None:
     run(pack, "FusedIDCommunityOptions", **data.draw(widget_values(pack.nodes["FusedIDCommunityOptions"])))
     values = data.draw(widget_values(pack.nodes["FusedIDInstantIDControl"]))
+    # A sound file of another test would be read, which takes its memory.
+    assume(not str(values.get("adapter", "")).startswith("instantid/"))
     if data.draw(st.booleans()):
         values |= {"image": data.draw(tensors(3)), "encoder": encoder}
     sockets = {"positive": lab.positive, "negative": lab.negative, "identity": lab.identity()}
