@@ -107,7 +107,8 @@ def _record(plan: FusionPlan, parts: Sequence[Part], call: LayerCall) -> None:
             shares = output_shares(attention, values, part.faces, people=people)
         else:
             shares = attention_shares(attention, values, part.faces, people=people, heads=call.heads)
-        seen = LayerShares(plan.number, plan.names, shares, call.grid, part.place.latent_hw, part.place.area, batch)
+        pictures = min(batch, len(shares))  # a part of one row, where the pictures show different things
+        seen = LayerShares(plan.number, plan.names, shares, call.grid, part.place.latent_hw, part.place.area, pictures)
         for recording in call.model.recordings:
             recording.add(seen)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +143,18 @@ class FusionLab:
             yield rows
         finally:
             handle.remove()
+
+
+def labs_of(pack: Any, small_models: Any) -> Callable[..., FusionLab]:
+    """`lab(layout)`, made when first asked for."""
+    made: dict[str, FusionLab] = {}
+
+    def lab(layout: str = "sd15_tiny") -> FusionLab:
+        if layout not in made:
+            made[layout] = FusionLab(pack, small_models, layout)
+        return made[layout]
+
+    return lab
 
 
 def record(model: Any, key: tuple[Any, ...], attention: str, run: Any) -> list[Call]:

@@ -133,6 +133,10 @@ def test_pictures_of_a_batch_may_each_show_another_part(lab):
     start = outs[0].options["cond_or_uncond"].index(0) * 2
     assert largest(outs[0].out[start] - outs[1].out[start]) == 0.0
     assert largest(outs[0].out[start + 1] - outs[1].out[start + 1]) > 1e-3
+    recorder = lab.pack.nodes["FusedIDRecordAttention"]
+    recorded, recording = recorder.execute(model, start_percent=0.0, end_percent=1.0).args
+    lab.call(recorded, latent=x)
+    assert all(float(share.max()) > 0 for _, share in recording.people()), "recordings take parts of one row"
     one = lab.patch(routed=people(lab, 4))[0].clone()
     one.model_options["transformer_options"]["fusedid_view"] = views[1]
     alone = record(one, site.key, "attn2", lambda m: lab.call(m, latent=x[1:]))[0]

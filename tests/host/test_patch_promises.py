@@ -23,14 +23,7 @@ LAYOUTS = ["sd15_small", "sdxl_tiny"]
 
 @pytest.fixture(scope="module")
 def labs(pack: Any, small_models: Any) -> Any:
-    made: dict[str, FusionLab] = {}
-
-    def lab(layout: str = "sd15_tiny") -> FusionLab:
-        if layout not in made:
-            made[layout] = FusionLab(pack, small_models, layout)
-        return made[layout]
-
-    return lab
+    return fusion_lab.labs_of(pack, small_models)
 
 
 def options_of(model: Any) -> Any:

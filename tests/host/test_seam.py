@@ -29,14 +29,7 @@ AMOUNT = 5.0
 
 @pytest.fixture(scope="module")
 def labs(pack: Any, small_models: Any) -> Callable[..., FusionLab]:
-    made: dict[str, FusionLab] = {}
-
-    def lab(layout: str = "sd15_tiny") -> FusionLab:
-        if layout not in made:
-            made[layout] = FusionLab(pack, small_models, layout)
-        return made[layout]
-
-    return lab
+    return fusion_lab.labs_of(pack, small_models)
 
 
 def core(lab: FusionLab, name: str, model: Any, *given: Any) -> Any:
